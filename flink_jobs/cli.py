@@ -1,0 +1,421 @@
+"""The command line: breakwater generate, run and check.
+
+Exit codes: 0 done and balanced, 1 failed or not balanced, 2 wrong call or setting.
+Every foreseeable fault is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
+
+from flink_jobs import check as checks
+from flink_jobs import generate as demo
+from flink_jobs.errors import FAILED, WRONG_CALL, UserError
+
+if TYPE_CHECKING:
+    from flink_jobs.settings import Settings
+
+# Commands import PyFlink, pydantic and pyarrow themselves: together they take seconds.
+
+INPUT_OUTPUT = "Input and output"
+NOT_EMPTY = "When the output folder is not empty"
+HOW = "How it runs"
+CONTENT = "What the file holds"
+
+app = typer.Typer(
+    name="breakwater",
+    epilog="[bold]Start with[/bold]\n"
+    "breakwater generate\n"
+    "breakwater run --input demo/events.jsonl --output demo/out",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class ManyInputs(TyperCommand):
+    """A command whose --input takes all the paths that follow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spread the paths before they are parsed: click's options take one value at a time."""
+        return super().parse_args(ctx, repeat_option(args, "--input"))
+
+
+def repeat_option(args: list[str], option: str) -> list[str]:
+    """Write `--input a b` as `--input a --input b`, up to the next option."""
+    spread: list[str] = []
+    within = False
+    for position, arg in enumerate(args):
+        if arg == "--":
+            return spread + args[position:]
+        if arg.startswith("-"):
+            within = arg.split("=")[0] == option
+            if arg == option:
+                _require_value(option, args[position + 1 :])
+                continue
+            spread.append(arg)
+        else:
+            spread += [option, arg] if within else [arg]
+    return spread
+
+
+def _require_value(option: str, following: list[str]) -> None:
+    if not following or following[0].startswith("-"):
+        raise typer.BadParameter("needs at least one path.", param_hint=option)
+
+
+# --- options -------------------------------------------------------------------------------------
+
+EventCount = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, max=1_000_000_000, help="Number of lines.", rich_help_panel=CONTENT
+    ),
+]
+BadRate = Annotated[
+    float,
+    typer.Option(
+        metavar="RATE",
+        min=0,
+        max=1,
+        help="Share of damaged records; every kind of damage takes its turn.",
+        rich_help_panel=CONTENT,
+    ),
+]
+Disorder = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        max=86_400,
+        help="No event lags further behind the newest one before it.",
+        rich_help_panel=CONTENT,
+    ),
+]
+Users = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, max=10_000_000, help="Number of users.", rich_help_panel=CONTENT
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(metavar="N", help="The same seed gives the same bytes.", rich_help_panel=CONTENT),
+]
+Start = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help=f"ISO-8601 time of the first event; {demo.EVENTS_PER_S} events a second follow.",
+        rich_help_panel=CONTENT,
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="The file to write; a name that ends in .gz compresses it.",
+        rich_help_panel=INPUT_OUTPUT,
+    ),
+]
+_INPUT = typer.Option(
+    "--input",
+    metavar="PATH...",
+    help="Files or folders of JSON lines (.jsonl, .json, also .gz); several, and more than once.",
+    rich_help_panel=INPUT_OUTPUT,
+)
+Inputs = Annotated[list[Path], _INPUT]
+_OUTPUT = typer.Option(
+    metavar="DIR", help="Folder for all that comes out.", rich_help_panel=INPUT_OUTPUT
+)
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Settings in TOML; BREAKWATER_* variables win over it.",
+        rich_help_panel=HOW,
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    names = ("breakwater", "apache-flink", "pyarrow", "msgspec")
+    versions = [f"{name} {_installed(name)}" for name in names]
+    typer.echo(", ".join([*versions, f"Python {platform.python_version()}"]))
+    raise typer.Exit
+
+
+def _installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@app.callback()
+def breakwater(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the versions and leave."
+        ),
+    ] = False,
+) -> None:
+    """Take events in, and keep working when they are broken: each ends in one place, counted."""
+
+
+# --- generate ------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n"
+    "breakwater generate\n"
+    "breakwater generate --events 2_000_000 --bad-rate 0 --out big.jsonl.gz\n"
+    "breakwater generate --start 2026-01-01T00:33:20Z --out demo/next.jsonl"
+)
+def generate(
+    *,
+    out: Out = Path("demo/events.jsonl"),
+    events: EventCount = 200_000,
+    bad_rate: BadRate = 0.02,
+    disorder_s: Disorder = 300,
+    users: Users = 1000,
+    seed: Seed = 42,
+    start: Start = "2026-01-01T00:00:00Z",
+) -> None:
+    """Write e-commerce events as JSON lines, with every kind of damage that a stream meets."""
+    first = parse_start(start)
+    with _progress(events) as done:
+        summary = demo.generate(events, bad_rate, disorder_s, users, seed, first, out, done)
+    _show_summary(out, summary)
+
+
+def parse_start(text: str) -> datetime:
+    """An ISO-8601 time; without an offset it is UTC."""
+    # Python 3.10 does not know the Z.
+    readable = f"{text[:-1]}+00:00" if text[-1:] in ("Z", "z") else text
+    try:
+        time = datetime.fromisoformat(readable)
+        return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise UserError(
+            f"--start {text}: is not an ISO-8601 time; write it like 2026-01-01T00:00:00Z",
+            WRONG_CALL,
+        ) from None
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("events"), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("events", total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _show_summary(out: Path, summary: demo.Summary) -> None:
+    console = Console(highlight=False)
+    damaged = sum(summary.damaged.values())
+    if damaged:
+        console.print(_damage_table(summary))
+    _say(console, f"{out}: {summary.lines:,} lines, {summary.bytes:,} bytes, {damaged:,} damaged")
+    end = summary.end.replace(tzinfo=None).isoformat(timespec="milliseconds")
+    _say(console, f"the next file carries on with --start {end}Z")
+    if summary.end > datetime.now(timezone.utc):
+        _say(console, "its last events lie in the future: a run makes them dead letters for now")
+
+
+def _damage_table(summary: demo.Summary) -> Table:
+    """The damage by what becomes of it, as the ledger of a run will list it."""
+    table = Table("becomes", title="Damaged records", title_justify="left")
+    table.add_column("records", justify="right")
+    table.add_column("damage")
+    for verdict, count in summary.by_verdict.items():
+        names = [each.name for each in demo.DAMAGES if each.verdict == verdict]
+        kinds = "; ".join(name for name in names if name in summary.damaged)
+        table.add_row(verdict, f"{count:,}", kinds)
+    return table
+
+
+def _say(console: Console, text: str) -> None:
+    """One line as it is: a path is no markup, and wrapped it cannot be copied."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+@app.command(
+    cls=ManyInputs,
+    epilog="[bold]Examples[/bold]\n"
+    "breakwater run --input demo/events.jsonl --output demo/out\n"
+    "breakwater run --input monday.jsonl.gz tuesday/ --output out --parallelism 4\n"
+    "breakwater run --input events/ --output out --resume\n\n"
+    "[bold]Exit code[/bold]\n"
+    "0 done and balanced, 1 failed or not balanced, 2 wrong call or setting",
+)
+def run(
+    *,
+    input_: Inputs,
+    output: Annotated[Path, _OUTPUT],
+    config: Config = None,
+    parallelism: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=128, help="Subtasks of every step.", rich_help_panel=HOW
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            metavar="",
+            help="Go on from the last checkpoint.",
+            rich_help_panel=NOT_EMPTY,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", metavar="", help="Throw it away and start.", rich_help_panel=NOT_EMPTY
+        ),
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar="",
+            help="Print the ledger as JSON, for programs.",
+            rich_help_panel=INPUT_OUTPUT,
+        ),
+    ] = False,
+) -> None:
+    """Run the job on files, on this machine, and show that its books balance."""
+    mode = _mode(resume, overwrite)
+    _require_own_packages()
+    from flink_jobs.settings import load_settings  # noqa: PLC0415
+
+    settings = load_settings(config, {"parallelism": parallelism})
+    from flink_jobs.local import run_local  # noqa: PLC0415
+
+    raise typer.Exit(run_local(settings, input_, output, mode, json))
+
+
+def _require_own_packages() -> None:
+    """Say so when a stranger has the name of one of our packages: its import would fail oddly."""
+    ours = checks.own_packages_check()
+    if not ours.ok:
+        raise UserError(f"{ours.detail}; {ours.advice}")
+
+
+def _mode(resume: bool, overwrite: bool) -> Literal["new", "resume", "overwrite"]:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other; give one", WRONG_CALL)
+    if resume:
+        return "resume"
+    return "overwrite" if overwrite else "new"
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+@app.command(
+    cls=ManyInputs,
+    epilog="[bold]Examples[/bold]\n"
+    "breakwater check\n"
+    "breakwater check --input events/ --output out --config breakwater.toml",
+)
+def check(
+    *,
+    input_: Annotated[list[Path] | None, _INPUT] = None,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    config: Config = None,
+) -> None:
+    """Look whether this machine has all that a run needs; each line is ok or says what to do."""
+    settings = _settings_or_error(config)
+    results = checks.run_checks(settings, input_ or [], output)
+    _show_checks(results)
+    if isinstance(settings, UserError):
+        raise typer.Exit(settings.exit_code)
+    raise typer.Exit(0 if all(result.ok for result in results) else FAILED)
+
+
+def _settings_or_error(config: Path | None) -> Settings | UserError:
+    try:
+        from flink_jobs.settings import load_settings  # noqa: PLC0415
+
+        return load_settings(config)
+    except UserError as error:
+        return error
+    except ImportError as error:
+        return UserError(f"not looked at ({error}); mend the lines above first")
+
+
+def _show_checks(results: list[checks.Check]) -> None:
+    console = Console(highlight=False)
+    width = max(len(result.name) for result in results)
+    for result in results:
+        mark = "[green]ok [/green]" if result.ok else "[bold red]FIX[/bold red]"
+        console.print(mark, end="  ")
+        _say(console, f"{result.name:<{width}}  {result.detail}")
+        if not result.ok and result.advice:
+            _say(console, f"{'':<{width + 7}}-> {result.advice}")
+
+
+# --- the entry -----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The `breakwater` command."""
+    try:
+        code = _call()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone. What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
+
+
+def _call() -> int:
+    """Run the command; one line on standard error for a fault that a person can mend."""
+    try:
+        return app(standalone_mode=False) or 0
+    except UserError as error:
+        print(f"breakwater: {error.message}", file=sys.stderr)
+        return error.exit_code
+    except TyperException as error:
+        return _wrong_call(error)
+
+
+def _wrong_call(error: TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "breakwater"
+    if message := error.format_message():  # empty when the help was shown instead
+        print(f"{command}: {message} (see {command} --help)", file=sys.stderr)
+    return WRONG_CALL
+
+
+if __name__ == "__main__":
+    main()

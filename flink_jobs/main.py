@@ -1,0 +1,269 @@
+"""The main job: records in, every one of them to exactly one place, windows over the good ones.
+
+`main` reads the settings, `run` chooses the parts that they name, `define_workflow` is the flow: read
+it from top to bottom to find where anything happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Protocol
+
+from pyflink.common import Configuration, JobClient
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.datastream.data_stream import DataStream
+from pyflink.table import DataTypes, Schema, StreamTableEnvironment
+from pyflink.table.types import RowType
+
+from flink_jobs.errors import UserError
+from flink_jobs.files import plan_files
+from flink_jobs.settings import Settings, WindowSettings, load_settings
+from operators.bridge import (
+    LINE,
+    PROGRESS_AND_BATCH,
+    marks,
+    name_sql_steps,
+    require_bridge,
+    rows_of,
+    side_output,
+    unbatch,
+    unbatch_and_gate,
+)
+from operators.file_source import FileSource, LineLimits
+from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
+from operators.rules.contract import Contract
+from operators.rules.splits import FileProgress, ReadPlan
+from operators.sinks import FileSinks, Sinks
+from sql import statement
+
+DEAD_LETTER_FOLDERS: Final = ("queue", "date", "error_type")
+QUARANTINE_FOLDERS: Final = ("reason",)
+WINDOW_LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.STRING())])
+
+
+class Source(Protocol):
+    """Where records come from."""
+
+    @property
+    def parallelism(self) -> int:
+        """How many subtasks read; intake runs beside each of them."""
+
+    def batches(self, env: StreamExecutionEnvironment) -> DataStream:
+        """A stream of `batches.RECORDS`, as bytes."""
+
+    def partitions(self) -> list[FileProgress]:
+        """The partitions that are known to end (files); none for topics."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Submit the job as Flink runs it: ``python -m flink_jobs.main --input ... --output ...``."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--config", type=Path, help="settings file (TOML)")
+    parser.add_argument("--input", type=Path, nargs="+", required=True, help="files or folders")
+    parser.add_argument("--output", type=Path, required=True, help="output folder")
+    call = parser.parse_args(arguments)
+    try:
+        settings = load_settings(call.config)
+        plan = plan_files(settings, call.input, call.output)
+        run(settings, plan, call.output, {}).get_job_execution_result().result()
+    except UserError as error:
+        print(f"breakwater: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def run(
+    settings: Settings, plan: ReadPlan, output: Path, options: Mapping[str, str]
+) -> JobClient:
+    """Start the job with the parts that the settings name, and return without waiting for it.
+
+    Args:
+        settings: all of them.
+        plan: the files to read.
+        output: folder of the outputs.
+        options: Flink options of this place (where checkpoints go, what to start from); those of the
+            settings win.
+    """
+    configuration = Configuration()
+    for name, value in {**flink_options(settings), **options, **settings.flink}.items():
+        configuration.set_string(name, value)
+    env = StreamExecutionEnvironment.get_execution_environment(configuration)
+    sinks = FileSinks(
+        folder=output.resolve(),
+        part_max_bytes=settings.sink.part_max_bytes,
+        rollover_interval_ms=settings.sink.rollover_interval_ms,
+        block_max_records=settings.batch.max_records,
+        block_max_bytes=settings.batch.max_bytes,
+        block_max_age_ms=settings.batch.max_age_ms,
+    )
+    source = FileSource(plan, line_limits(settings))
+    rules = intake_rules(settings)
+    define_workflow(env, source, sinks, sinks, rules=rules, windows=settings.windows)
+    return env.execute_async("breakwater")
+
+
+def define_workflow(
+    env: StreamExecutionEnvironment,
+    source: Source,
+    sinks: Sinks,
+    error_sinks: Sinks,
+    *,
+    rules: IntakeRules,
+    windows: WindowSettings,
+) -> None:
+    """The flow of the main job.
+
+    Args:
+        env: where it runs.
+        source: the records.
+        sinks: processed_events, user_windows, late_events and ledger.
+        error_sinks: dead_letters and quarantine.
+        rules: what intake decides by.
+        windows: their size, the watermark's delay, the idle timeout.
+    """
+    require_bridge()
+    table_env = StreamTableEnvironment.create(env)
+    event_row = event_row_type(rules.contract)
+
+    # Each record gets its verdict. Intake runs where the source reads, in the same Python process.
+    judged = source.batches(env).process(Intake(rules), PROGRESS_AND_BATCH)
+    judged.uid("intake").name("intake").set_parallelism(source.parallelism)
+
+    # What is turned away goes to its folder, in its envelope.
+    dead_row, poison_row = row_type(*DEAD_LETTER_FOLDERS), row_type(*QUARANTINE_FOLDERS)
+    dead = unbatch(side_output(judged, DEAD_LETTER_TAG), dead_row, uid="dead-letters-rows")
+    error_sinks.add("dead_letters", dead, dead_row, DEAD_LETTER_FOLDERS)
+    poison = unbatch(side_output(judged, QUARANTINE_TAG), poison_row, uid="quarantine-rows")
+    error_sinks.add("quarantine", poison, poison_row, QUARANTINE_FOLDERS)
+
+    # Any reader may read any file, so only one place can know how far each has come: files have
+    # one subtask for the watermark, through which whole batches pass. A topic's partition has one
+    # reader, so there each reader has its own.
+    files = source.partitions()
+    marked = marks(
+        judged,
+        files,
+        uid="marks",
+        delay_ms=windows.watermark_delay_ms,
+        idle_ms=windows.idle_timeout_ms,
+        parallelism=1 if files else source.parallelism,
+    )
+
+    # From here on rows: those whose window has closed are late, and in no window.
+    events, late, counted = unbatch_and_gate(
+        marked,
+        event_row,
+        uid="events",
+        event_time=rules.contract.event_time,
+        window_ms=windows.size_ms,
+    )
+    sinks.add("late_events", late, event_row)
+    sinks.add("processed_events", events.union(late), event_row)
+
+    # Windows are Flink SQL.
+    table_env.create_temporary_view(
+        "events", table_env.from_data_stream(events, events_schema(rules.contract))
+    )
+    user_windows = rows_of(table_env, table_env.sql_query(windows_sql(rules.contract, windows)))
+    name_sql_steps(user_windows, "user-windows")
+    sinks.add("user_windows", user_windows, WINDOW_LINE)
+
+    # The books: what came in and was turned away, what was processed, windowed and late.
+    received = unbatch(side_output(judged, COUNTS_TAG), LINE, uid="received-rows")
+    sinks.add("ledger", received.union(counted), LINE)
+
+
+def flink_options(settings: Settings) -> dict[str, str]:
+    """The Flink options that the job needs wherever it runs."""
+    return {
+        "parallelism.default": str(settings.parallelism),
+        "python.executable": sys.executable,
+        "python.client.executable": sys.executable,
+        "python.execution-mode": "process",
+        # An element of a Python operator is a whole batch or split, so few make a bundle; a bundle
+        # is finished before each checkpoint and is held in memory until then.
+        "python.fn-execution.bundle.size": "4",
+        "python.fn-execution.bundle.time": "100",
+        "pipeline.object-reuse": "true",
+        "pipeline.auto-generate-uids": "false",
+        "table.local-time-zone": "UTC",
+        "execution.checkpointing.interval": f"{settings.checkpoint.interval_ms} ms",
+        "execution.checkpointing.tolerable-failed-checkpoints": "10",
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "restart-strategy.type": "exponential-delay",
+        "restart-strategy.exponential-delay.initial-backoff": "100 ms",
+        "restart-strategy.exponential-delay.max-backoff": "10 s",
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff": "8",
+    }
+
+
+def intake_rules(settings: Settings) -> IntakeRules:
+    """What intake decides by, from the settings."""
+    return IntakeRules(
+        contract=settings.contract.load(),
+        poison=settings.poison.rules(),
+        max_record_bytes=settings.source.max_record_bytes,
+        max_future_skew_ms=settings.source.max_future_skew_ms,
+        payload_limit_bytes=settings.source.payload_limit_bytes,
+        code_version=version("breakwater"),
+    )
+
+
+def line_limits(settings: Settings) -> LineLimits:
+    """Bounds on lines and batches of the file source, from the settings."""
+    return LineLimits(
+        settings.source.max_record_bytes,
+        settings.source.payload_limit_bytes,
+        settings.batch.max_records,
+    )
+
+
+def row_type(*folders: str) -> RowType:
+    """A line and the folders it goes to."""
+    return DataTypes.ROW(
+        [DataTypes.FIELD("line", DataTypes.BYTES())]
+        + [DataTypes.FIELD(name, DataTypes.STRING()) for name in folders]
+    )
+
+
+_SQL_TYPES: Final = {
+    "str": DataTypes.STRING(),
+    "int": DataTypes.BIGINT(),
+    "float": DataTypes.DOUBLE(),
+    "bool": DataTypes.BOOLEAN(),
+    "datetime": DataTypes.TIMESTAMP_LTZ(3),
+}
+
+
+def event_row_type(contract: Contract) -> RowType:
+    """Rows of `events.events_schema`."""
+    return DataTypes.ROW(
+        [DataTypes.FIELD("line", DataTypes.BYTES())]
+        + [DataTypes.FIELD(column.name, _SQL_TYPES[column.kind]) for column in contract.columns]
+    )
+
+
+def events_schema(contract: Contract) -> Schema:
+    """The table of events: the watermark is the one that `marks` has made."""
+    builder = Schema.new_builder().column("line", "BYTES")
+    for column in contract.columns:
+        builder.column(column.name, column.sql_type)
+    return builder.watermark(contract.event_time, "SOURCE_WATERMARK()").build()
+
+
+def windows_sql(contract: Contract, windows: WindowSettings) -> str:
+    """The windows' statement for a contract."""
+    return statement(
+        "user_windows",
+        key=contract.key,
+        event_time=contract.event_time,
+        total=f"SUM(`{contract.value}`)" if contract.value else "CAST(NULL AS DOUBLE)",
+        window_s=f"{windows.size_ms // 1000}.{windows.size_ms % 1000:03d}",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Arrow batches as they travel: their schemas, and how they become bytes and come back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from operators.rules.splits import UNKNOWN_MS, Lines
+
+#: What a source hands to intake, one row a record. A source that has no keys or timestamps leaves
+#: them null. `payload_bytes` and `checksum` are set where the source has already cut the payload,
+#: `fault` where the source could not read the record and says why.
+RECORDS: Final = pa.schema(
+    [
+        pa.field("payload", pa.binary()),
+        pa.field("source_topic", pa.string()),
+        pa.field("source_partition", pa.int32()),
+        pa.field("source_offset", pa.int64()),
+        pa.field("source_timestamp", pa.int64()),
+        pa.field("key", pa.binary()),
+        pa.field("payload_bytes", pa.int64()),
+        pa.field("checksum", pa.string()),
+        pa.field("fault", pa.string()),
+    ]
+)
+
+#: A dead letter or a quarantined record: its envelope as a line, and the folders it goes to.
+DEAD_LETTERS: Final = pa.schema(
+    [
+        (name, pa.binary() if name == "line" else pa.string())
+        for name in ("line", "queue", "date", "error_type")
+    ]
+)
+QUARANTINE: Final = pa.schema([("line", pa.binary()), ("reason", pa.string())])
+LINES: Final = pa.schema([("line", pa.binary())])
+
+_IPC_OUT: Final = pa.ipc.IpcWriteOptions(use_threads=False)
+_IPC_IN: Final = pa.ipc.IpcReadOptions(use_threads=False)
+
+
+@dataclass(frozen=True)
+class SplitMark:
+    """Which piece of a planned partition a batch holds; travels as metadata of the batch.
+
+    Attributes:
+        partition: name of the partition, the file's path.
+        ordinal: which of its splits.
+        last: whether the split ends with this batch.
+    """
+
+    partition: str
+    ordinal: int
+    last: bool
+
+    def metadata(self) -> dict[str, str]:
+        """As the metadata of an Arrow schema."""
+        return {
+            "partition": self.partition,
+            "split": str(self.ordinal),
+            "last": str(int(self.last)),
+        }
+
+    @classmethod
+    def of(cls, metadata: Mapping[bytes, bytes] | None) -> SplitMark | None:
+        """Read back; None for a batch of a source without planned partitions."""
+        if not metadata or b"split" not in metadata:
+            return None
+        return cls(
+            metadata[b"partition"].decode(), int(metadata[b"split"]), metadata[b"last"] == b"1"
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one source partition has come with a batch: what the watermark is made of.
+
+    Attributes:
+        partition: its name.
+        split: the split's ordinal, -1 for a partition that is read in order.
+        last: whether the split ends here.
+        records: records in the batch.
+        newest_ms: newest event time among the accepted ones, UNKNOWN_MS if none was.
+    """
+
+    partition: str
+    split: int
+    last: bool
+    records: int
+    newest_ms: int = UNKNOWN_MS
+
+
+def pack_progress(partitions: list[Progress]) -> bytes:
+    """The form that Marks.java reads: big-endian, strings as in java.io.DataInput.readUTF."""
+    packed = [struct.pack(">i", len(partitions))]
+    for p in partitions:
+        name = _java_utf(p.partition)
+        packed.append(struct.pack(">H", len(name)) + name)
+        packed.append(struct.pack(">qbiq", p.split, p.last, p.records, p.newest_ms))
+    return b"".join(packed)
+
+
+def _java_utf(text: str) -> bytes:
+    # Java's modified UTF-8: a surrogate pair is written as two surrogates of three bytes each, and
+    # the null character as two bytes. A path may hold either.
+    units = text.encode("utf-16-be", "surrogatepass")
+    plain = (chr(int.from_bytes(units[i : i + 2], "big")) for i in range(0, len(units), 2))
+    return b"".join(b"\xc0\x80" if c == "\0" else c.encode("utf-8", "surrogatepass") for c in plain)
+
+
+def to_bytes(batch: pa.RecordBatch) -> bytes:
+    """An Arrow IPC stream of one batch."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=_IPC_OUT) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def from_bytes(data: bytes) -> pa.RecordBatch:
+    """The batch of an Arrow IPC stream of one batch."""
+    return pa.ipc.open_stream(data, options=_IPC_IN).read_next_batch()
+
+
+def records_of_lines(lines: Lines, topic: str, mark: SplitMark) -> pa.RecordBatch:
+    """Lines of a file as a batch of records."""
+    n = len(lines)
+    sizes: Any = [None] * n
+    sums: Any = [None] * n
+    for i, oversized in lines.oversized.items():
+        sizes[i], sums[i] = oversized.size, oversized.checksum
+    columns = [
+        pa.array(lines.payloads, pa.binary()),
+        pa.repeat(topic, n),
+        pa.repeat(pa.scalar(0, pa.int32()), n),
+        pa.array(lines.offsets, pa.int64()),
+        pa.nulls(n, pa.int64()),
+        pa.nulls(n, pa.binary()),
+        pa.array(sizes, pa.int64()) if lines.oversized else pa.nulls(n, pa.int64()),
+        pa.array(sums, pa.string()) if lines.oversized else pa.nulls(n, pa.string()),
+        pa.nulls(n, pa.string()),
+    ]
+    return pa.record_batch(columns, schema=RECORDS.with_metadata(mark.metadata()))
+
+
+def fault_record(
+    topic: str, offset: int, payload: bytes, fault: str, mark: SplitMark
+) -> pa.RecordBatch:
+    """One record that stands for what could not be read of a file from here on."""
+    row = {
+        "payload": payload,
+        "source_topic": topic,
+        "source_partition": 0,
+        "source_offset": offset,
+        "fault": fault,
+    }
+    return pa.RecordBatch.from_pylist([row], schema=RECORDS.with_metadata(mark.metadata()))

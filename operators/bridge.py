@@ -1,0 +1,271 @@
+"""The border between Python and the JVM: the few operators that Breakwater runs on the JVM itself.
+
+Arrow batches cross the border, records do not. The Java source stands in ``operators/jvm/``; Flink
+compiles it on its task managers, by the mechanism its own SQL operators use (``GeneratedOperator``
+and ``CodeGenOperatorFactory``): there is no jar to build or to ship. This module is the only one that
+touches Flink's internals; `require_bridge` says so in one line when a Flink version changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.resources import files
+from typing import Any, Final
+
+from py4j.protocol import Py4JError
+from pyflink.common import Types
+from pyflink.datastream import OutputTag
+from pyflink.datastream.data_stream import DataStream
+from pyflink.java_gateway import get_gateway
+from pyflink.table import DataTypes, StreamTableEnvironment, Table
+from pyflink.table.types import DataType, RowType, _to_java_data_type
+
+from operators.rules.splits import FileProgress
+
+BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
+PROGRESS_AND_BATCH: Final = Types.ROW_NAMED(["progress", "batch"], [BYTES, BYTES])
+LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
+
+_INTERNALS: Final = (
+    "org.apache.flink.table.runtime.generated.GeneratedOperator",
+    "org.apache.flink.table.runtime.operators.CodeGenOperatorFactory",
+    "org.apache.flink.table.runtime.arrow.serializers.ArrowSerializer",
+    "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
+    "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
+    "org.apache.flink.formats.raw.RawFormatSerializationSchema",
+)
+
+
+class BridgeError(RuntimeError):
+    """This Flink does not have the internals that the bridge stands on."""
+
+
+def require_bridge() -> None:
+    """Fail at start, in one line, when this Flink lacks what the bridge needs.
+
+    Raises:
+        BridgeError: names the missing class and the Flink version that has it.
+    """
+    jvm = get_gateway().jvm
+    loader = jvm.Thread.currentThread().getContextClassLoader()
+    for name in _INTERNALS:
+        try:
+            jvm.Class.forName(name, False, loader)
+        except Py4JError as error:
+            raise BridgeError(
+                f"Flink's class {name} is missing: Breakwater's bridge was built for apache-flink "
+                "2.3, install the version in constraints.txt"
+            ) from error
+
+
+def batch(
+    table_env: StreamTableEnvironment,
+    table: Table,
+    *,
+    uid: str,
+    max_records: int,
+    max_bytes: int,
+    max_age_ms: int,
+) -> DataStream:
+    """Rows to Arrow batches (Batcher.java).
+
+    Args:
+        table_env: the table environment the table belongs to.
+        table: its first column is the payload (BYTES).
+        uid: uid and name of the step.
+        max_records: rows in a batch at most.
+        max_bytes: payload bytes after which a batch is handed on.
+        max_age_ms: how long the first row of a batch waits at most.
+
+    Returns:
+        A stream of bytes, each an Arrow IPC stream of one batch.
+    """
+    row_type = table._j_table.getResolvedSchema().toPhysicalRowDataType().getLogicalType()
+    refs = [row_type, max_records, max_bytes, max_age_ms]
+    return _add(rows_of(table_env, table), "Batcher", uid, refs, BYTES.get_java_type_info())
+
+
+def unbatch(stream: DataStream, row: DataType, *, uid: str) -> DataStream:
+    """Arrow batches to rows of the given type (Unbatcher.java)."""
+    refs = [_logical(row), -1, 1, None, None]
+    return _add(stream, "Unbatcher", uid, refs, _row_info(row))
+
+
+def unbatch_and_gate(
+    stream: DataStream, row: RowType, *, uid: str, event_time: str, window_ms: int
+) -> tuple[DataStream, DataStream, DataStream]:
+    """Arrow batches to rows, those whose window has closed apart (Unbatcher.java).
+
+    Returns:
+        Rows for the windows; late rows of the same type; count lines (`LINE`), one a batch.
+    """
+    late = _tag("late", _row_info(row))
+    counts = _tag("counts", _row_info(LINE))
+    refs = [_logical(row), row.field_names().index(event_time), window_ms, late, counts]
+    rows = _add(stream, "Unbatcher", uid, refs, _row_info(row))
+    return rows, _side(rows, late), _side(rows, counts)
+
+
+def marks(
+    stream: DataStream,
+    plan: Iterable[FileProgress],
+    *,
+    uid: str,
+    delay_ms: int,
+    idle_ms: int,
+    parallelism: int,
+) -> DataStream:
+    """Watermarks from the least of the source partitions (Marks.java).
+
+    Args:
+        stream: rows of `PROGRESS_AND_BATCH`.
+        plan: the partitions that are known beforehand and will end (files); empty for topics.
+        uid: uid and name of the step.
+        delay_ms: how far the watermark stays behind the newest event of the slowest partition.
+        idle_ms: an unplanned partition without a record for so long is left aside.
+        parallelism: 1 where any subtask may read any partition.
+
+    Returns:
+        The batches, with watermarks between them.
+    """
+    entries = get_gateway().jvm.java.util.ArrayList()
+    for file in plan:
+        entries.add(_array([file.partition, file.splits, file.first_event_ms]))
+    refs = [entries, delay_ms, idle_ms]
+    return _add(stream, "Marks", uid, refs, BYTES.get_java_type_info(), parallelism)
+
+
+def join_lines(
+    stream: DataStream,
+    row: DataType,
+    *,
+    uid: str,
+    max_records: int,
+    max_bytes: int,
+    max_age_ms: int,
+    partition_fields: int = 0,
+) -> DataStream:
+    """Rows that begin with a line to blocks of lines, one a partition (LineJoiner.java)."""
+    text = _logical(row).getTypeAt(0).getTypeRoot().name() == "VARCHAR"
+    refs = [partition_fields, text, max_records, max_bytes, max_age_ms]
+    return _add(stream, "LineJoiner", uid, refs, _row_info(row))
+
+
+def side_output(stream: DataStream, tag: OutputTag) -> DataStream:
+    """A Python step's side output as it is.
+
+    `DataStream.get_side_output` sends each element through a Python worker once more for nothing.
+    """
+    return DataStream(stream._j_data_stream.getSideOutput(tag.get_java_output_tag()))
+
+
+def rows_of(table_env: StreamTableEnvironment, table: Table) -> DataStream:
+    """A table as a stream of Flink's internal rows, without a conversion."""
+    data_type = table._j_table.getResolvedSchema().toPhysicalRowDataType()
+    internal = data_type.bridgedTo(_class("org.apache.flink.table.data.RowData"))
+    return DataStream(table_env._j_tenv.toDataStream(table._j_table, internal))
+
+
+def name_sql_steps(stream: DataStream, prefix: str) -> None:
+    """Give the steps that SQL was translated to stable uids: savepoints find state by them.
+
+    Flink numbers them by order of translation; what is kept here is their kind and their place
+    between the stream and the next step above that has a uid of ours.
+    """
+    step = stream._j_data_stream.getTransformation()
+    seen: dict[str, int] = {}
+    while step.getUid() is None:
+        kind = step.getName().split("[")[0].lower()
+        seen[kind] = seen.get(kind, 0) + 1
+        if step.getClass().getSimpleName() != "PartitionTransformation":
+            step.setUid(f"{prefix}-{kind}" + (f"-{seen[kind]}" if seen[kind] > 1 else ""))
+        (step,) = step.getInputs()
+
+
+def block_encoder() -> Any:
+    """An encoder for `FileSink` that writes a row's first field (bytes) and a newline."""
+    jvm = get_gateway().jvm
+    raw = jvm.org.apache.flink.formats.raw.RawFormatSerializationSchema(
+        _to_java_data_type(DataTypes.BYTES()).getLogicalType(), "UTF-8", True
+    )
+    return jvm.org.apache.flink.connector.file.table.SerializationSchemaAdapter(raw)
+
+
+def partition_folders(columns: list[str]) -> Any:
+    """A bucket assigner for `FileSink`: ``a=1/b=2`` from the fields after the row's first."""
+    jvm = get_gateway().jvm
+    types = [
+        _to_java_data_type(t) for t in [DataTypes.BYTES(), *[DataTypes.STRING()] * len(columns)]
+    ]
+    computer = jvm.org.apache.flink.connector.file.table.RowDataPartitionComputer(
+        "none",
+        _array(["line", *columns], jvm.String),
+        _array(types, jvm.org.apache.flink.table.types.DataType),
+        _array(columns, jvm.String),
+    )
+    name = "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner"
+    contract = _class("org.apache.flink.connector.file.table.PartitionComputer")
+    return (
+        _class(name).getConstructor(_array([contract], jvm.Class)).newInstance(_array([computer]))
+    )
+
+
+def _add(
+    stream: DataStream, operator: str, uid: str, refs: list[Any], out: Any, parallelism: int = 0
+) -> DataStream:
+    """Put one of the Java operators behind a stream; uid and name are set together."""
+    jvm = get_gateway().jvm
+    upstream = stream._j_data_stream.getTransformation()
+    generated = jvm.org.apache.flink.table.runtime.generated.GeneratedOperator(
+        operator,
+        _source(operator),
+        _array(refs),
+        jvm.org.apache.flink.configuration.Configuration(),
+    )
+    step = jvm.org.apache.flink.streaming.api.transformations.OneInputTransformation(
+        upstream,
+        uid,
+        jvm.org.apache.flink.table.runtime.operators.CodeGenOperatorFactory(generated),
+        out,
+        parallelism or stream._j_data_stream.getExecutionEnvironment().getParallelism(),
+    )
+    step.setUid(uid)
+    env = stream._j_data_stream.getExecutionEnvironment()
+    env.addOperator(step)
+    wrap = jvm.org.apache.flink.python.util.PythonConfigUtil.createSingleOutputStreamOperator
+    return DataStream(wrap(env, step))
+
+
+def _source(operator: str) -> str:
+    folder = files("operators").joinpath("jvm")
+    return "".join(folder.joinpath(f"{name}.java").read_text() for name in ("Flushing", operator))
+
+
+def _logical(row: DataType) -> Any:
+    return _to_java_data_type(row).getLogicalType()
+
+
+def _row_info(row: DataType) -> Any:
+    jvm = get_gateway().jvm
+    return jvm.org.apache.flink.table.runtime.typeutils.InternalTypeInfo.of(_logical(row))
+
+
+def _tag(name: str, info: Any) -> Any:
+    return get_gateway().jvm.org.apache.flink.util.OutputTag(name, info)
+
+
+def _side(stream: DataStream, tag: Any) -> DataStream:
+    return DataStream(stream._j_data_stream.getSideOutput(tag))
+
+
+def _class(name: str) -> Any:
+    jvm = get_gateway().jvm
+    return jvm.Class.forName(name, True, jvm.Thread.currentThread().getContextClassLoader())
+
+
+def _array(values: list[Any], of: Any = None) -> Any:
+    gateway = get_gateway()
+    array = gateway.new_array(of or gateway.jvm.Object, len(values))
+    for i, value in enumerate(values):
+        array[i] = value
+    return array

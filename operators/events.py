@@ -1,0 +1,158 @@
+"""Accepted events in columns: what the windows compute on, and the lines that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from operators.rules.contract import Column, Contract, fits_int64
+from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS
+
+LINE: Final = "line"
+COORDINATES: Final = ("source_topic", "source_partition", "source_offset")
+_NEWLINE: Final = 10
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Decoded events in columns, as Python values and as Arrow.
+
+    Attributes:
+        contract: theirs.
+        values: column name to values, as the contract decoded them.
+        arrow: the same as Arrow; times in ms UTC.
+        misfits: rows with an integer that does not fit 64 bits.
+    """
+
+    contract: Contract
+    values: dict[str, list[Any]]
+    arrow: dict[str, pa.Array]
+    misfits: frozenset[int]
+
+    def suspects(self, latest_ms: int) -> set[int]:
+        """Rows that decoded but need the second look: not finite, out of range, in the future."""
+        rows = set(self.misfits)
+        for column in self.contract.columns:
+            array = self.arrow[column.name]
+            if column.kind == "float":
+                rows.update(_where(~np.isfinite(_filled(array))))
+            elif column.kind == "datetime":
+                limit = latest_ms if column.name == self.contract.event_time else MAX_EPOCH_MS
+                ms = _filled(array.cast(pa.int64()))
+                rows.update(_where((ms < MIN_EPOCH_MS) | (ms > limit)))
+        return rows
+
+    def take(self, rows: list[int]) -> Columns:
+        """The same columns with only these rows."""
+        index = pa.array(rows, pa.int64())
+        return Columns(
+            self.contract,
+            {name: [values[row] for row in rows] for name, values in self.values.items()},
+            {name: array.take(index) for name, array in self.arrow.items()},
+            frozenset(),
+        )
+
+
+class EventColumns:
+    """Turns events of one contract into Arrow columns and JSON lines, whole batches at a time."""
+
+    def __init__(self, contract: Contract) -> None:
+        """Derive schema and line from the contract."""
+        self.contract = contract
+        self.schema = events_schema(contract)
+        self._line = msgspec.defstruct(
+            "ProcessedEvent",
+            [(column.attribute, Any) for column in contract.columns]
+            + [(name, Any) for name in COORDINATES],
+            rename={column.attribute: column.name for column in contract.columns},
+            gc=False,
+        )
+        self._encode_lines = msgspec.json.Encoder().encode_lines
+
+    def columns(self, events: Sequence[Any]) -> Columns:
+        """The events' values in columns. Never raises: what does not fit is null and a suspect."""
+        values = {
+            column.name: [getattr(event, column.attribute) for event in events]
+            for column in self.contract.columns
+        }
+        misfits: set[int] = set()
+        arrow = {
+            column.name: _arrow(column, values[column.name], misfits)
+            for column in self.contract.columns
+        }
+        return Columns(self.contract, values, arrow, frozenset(misfits))
+
+    def batch(
+        self,
+        columns: Columns,
+        topics: list[str],
+        partitions: list[int],
+        offsets: list[int],
+    ) -> pa.RecordBatch:
+        """The events as a batch: first the line, ended by a newline, then the contract's columns."""
+        fields = [
+            iso_utc_ms_column(columns.arrow[c.name])
+            if c.kind == "datetime"
+            else columns.values[c.name]
+            for c in self.contract.columns
+        ]
+        structs = list(map(self._line, *fields, topics, partitions, offsets))
+        line = split_lines(self._encode_lines(structs))
+        return pa.record_batch([line, *columns.arrow.values()], schema=self.schema)
+
+
+def events_schema(contract: Contract) -> pa.Schema:
+    """The line and the contract's columns."""
+    return pa.schema(
+        [(LINE, pa.binary()), *((column.name, column.arrow_type) for column in contract.columns)]
+    )
+
+
+def _arrow(column: Column, values: list[Any], misfits: set[int]) -> pa.Array:
+    """A column as Arrow; times cut to milliseconds, those without offset read as UTC."""
+    if column.kind == "datetime":
+        micros = pa.array(values, pa.timestamp("us", "UTC")).cast(pa.int64())
+        millis = np.floor_divide(_filled(micros), 1000)
+        mask = micros.is_null().to_numpy(zero_copy_only=False) if micros.null_count else None
+        return pa.array(millis, pa.int64(), mask=mask).cast(column.arrow_type)
+    try:
+        return pa.array(values, column.arrow_type)
+    except OverflowError:
+        wide = {row for row, v in enumerate(values) if v is not None and not fits_int64(v)}
+        misfits.update(wide)
+        return pa.array([None if r in wide else v for r, v in enumerate(values)], column.arrow_type)
+
+
+def iso_utc_ms_column(times: pa.Array) -> list[str | None]:
+    """Times (ms) as ISO-8601 UTC with milliseconds: `rules.times.iso_utc_ms` for a whole column."""
+    millis = _filled(times.cast(pa.int64())).astype("datetime64[ms]")
+    texts: list[str | None] = np.datetime_as_string(millis, unit="ms", timezone="UTC").tolist()
+    if times.null_count:
+        return [
+            text if valid else None
+            for text, valid in zip(texts, times.is_valid().to_pylist(), strict=True)
+        ]
+    return texts
+
+
+def split_lines(block: bytes) -> pa.Array:
+    """Lines that each end with a newline as an Arrow column over the same bytes, not copied."""
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.Array.from_buffers(
+        pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)]
+    )
+
+
+def _filled(array: pa.Array) -> npt.NDArray[Any]:
+    return (array.fill_null(0) if array.null_count else array).to_numpy()
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> list[int]:
+    return [int(i) for i in np.flatnonzero(mask)]

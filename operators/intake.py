@@ -1,0 +1,330 @@
+"""Intake: each record of a batch gets its verdict; none stops the stream."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyflink.common import Row
+from pyflink.datastream import OutputTag, ProcessFunction, RuntimeContext
+
+from operators.batches import (
+    DEAD_LETTERS,
+    LINES,
+    QUARANTINE,
+    Progress,
+    SplitMark,
+    from_bytes,
+    pack_progress,
+    to_bytes,
+)
+from operators.bridge import BYTES
+from operators.events import Columns, EventColumns
+from operators.rules.contract import Contract
+from operators.rules.envelope import Source, envelope_line
+from operators.rules.failure import category_of, queue_of
+from operators.rules.poison import PoisonRules
+from operators.rules.splits import UNKNOWN_MS
+from operators.rules.times import iso_utc_ms
+from operators.rules.verdict import Judge, Rejection
+
+STAGE: Final = "intake"
+UNREADABLE: Final = "unreadable"
+DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
+QUARANTINE_TAG: Final = OutputTag("quarantine", BYTES)
+COUNTS_TAG: Final = OutputTag("counts", BYTES)
+
+
+@dataclass(frozen=True)
+class IntakeRules:
+    """What intake decides by.
+
+    Attributes:
+        contract: what a good event looks like.
+        poison: the user's own rules for quarantine.
+        max_record_bytes: a longer record is oversized.
+        max_future_skew_ms: how far an event time may lie ahead of now.
+        payload_limit_bytes: how much of a payload an envelope holds at most.
+        code_version: version of this code, for the envelope.
+    """
+
+    contract: Contract
+    poison: PoisonRules
+    max_record_bytes: int
+    max_future_skew_ms: int
+    payload_limit_bytes: int
+    code_version: str
+
+    def judge(self) -> Judge:
+        """The judge of single records."""
+        return Judge(self.contract, self.poison, self.max_record_bytes, self.max_future_skew_ms)
+
+
+@dataclass
+class Judged:
+    """A batch after its verdicts: row numbers, in order.
+
+    Attributes:
+        rows: the accepted ones.
+        columns: their events, in the same order.
+        rejected: the others, with their reasons.
+    """
+
+    rows: list[int]
+    columns: Columns
+    rejected: list[tuple[int, Rejection]]
+
+
+class Intake(ProcessFunction):  # type: ignore[misc]
+    """Batches of records to batches of events; the rest to side outputs.
+
+    Output: rows of `bridge.PROGRESS_AND_BATCH`. Side outputs: batches of `DEAD_LETTERS`,
+    `QUARANTINE` and, one line a batch and source partition, of counts.
+
+    Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
+    only a lack of memory fails the job, which then goes on from its checkpoint.
+    """
+
+    def __init__(self, rules: IntakeRules) -> None:
+        """Take the rules; they travel to the workers with the function."""
+        self._rules = rules
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Build the decoder and the columns, once a worker."""
+        self._judge = self._rules.judge()
+        self._events = EventColumns(self._rules.contract)
+
+    def process_element(self, data: bytes, ctx: ProcessFunction.Context) -> Iterable[Any]:
+        """Judge a batch."""
+        now_ms = ctx.timer_service().current_processing_time()
+        batch = from_bytes(data)
+        judged = judge_batch(batch, self._judge, self._events, now_ms)
+        origin = Origin.of(batch)
+        yield Row(
+            progress=pack_progress(self._progress(origin, judged)),
+            batch=to_bytes(self._accepted(origin, judged)),
+        )
+        yield from self._rejected(batch, judged, now_ms)
+        if origin.records:
+            yield COUNTS_TAG, to_bytes(_lines(origin.counts(judged.rejected)))
+
+    def _accepted(self, origin: Origin, judged: Judged) -> pa.RecordBatch:
+        rows = judged.rows
+        return self._events.batch(
+            judged.columns,
+            [origin.topics[i] for i in rows],
+            [origin.partitions[i] for i in rows],
+            [origin.offsets[i] for i in rows],
+        )
+
+    def _progress(self, origin: Origin, judged: Judged) -> list[Progress]:
+        times = judged.columns.arrow[self._rules.contract.event_time].cast(pa.int64())
+        return origin.progress(judged.rows, times.to_pylist())
+
+    def _rejected(
+        self, batch: pa.RecordBatch, judged: Judged, now_ms: int
+    ) -> Iterator[tuple[OutputTag, bytes]]:
+        dead: list[dict[str, Any]] = []
+        poison: list[dict[str, Any]] = []
+        date = iso_utc_ms(now_ms)[:10]
+        for i, rejection in judged.rejected:
+            line = self._envelope(batch, i, rejection, now_ms) + b"\n"
+            if rejection.kind == "quarantine":
+                poison.append({"line": line, "reason": rejection.error_type})
+            else:
+                queue = queue_of(category_of(rejection.error_type))
+                dead.append(
+                    {
+                        "line": line,
+                        "queue": queue,
+                        "date": date,
+                        "error_type": rejection.error_type,
+                    }
+                )
+        if dead:
+            yield DEAD_LETTER_TAG, to_bytes(pa.RecordBatch.from_pylist(dead, DEAD_LETTERS))
+        if poison:
+            yield QUARANTINE_TAG, to_bytes(pa.RecordBatch.from_pylist(poison, QUARANTINE))
+
+    def _envelope(self, batch: pa.RecordBatch, row: int, why: Rejection, now_ms: int) -> bytes:
+        record = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+        return envelope_line(
+            record["payload"] or b"",
+            why,
+            Source(
+                topic=record["source_topic"],
+                partition=record["source_partition"],
+                offset=record["source_offset"],
+                timestamp_ms=record["source_timestamp"],
+                key=record["key"],
+            ),
+            contract=self._rules.contract,
+            now_ms=now_ms,
+            stage=STAGE,
+            code_version=self._rules.code_version,
+            payload_limit_bytes=self._rules.payload_limit_bytes,
+            payload_bytes=record["payload_bytes"],
+            full_checksum=record["checksum"],
+        )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the records of a batch come from, row by row."""
+
+    mark: SplitMark | None
+    topics: list[str]
+    partitions: list[int]
+    offsets: list[int]
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> Origin:
+        """Read the coordinates of a batch."""
+        return cls(
+            SplitMark.of(batch.schema.metadata),
+            batch.column("source_topic").to_pylist(),
+            batch.column("source_partition").to_pylist(),
+            batch.column("source_offset").to_pylist(),
+        )
+
+    @property
+    def records(self) -> int:
+        """Records in the batch."""
+        return len(self.offsets)
+
+    def progress(self, rows: list[int], times_ms: list[int]) -> list[Progress]:
+        """What the batch tells of its source partitions; times are those of the accepted rows."""
+        if self.mark is not None:
+            newest = max(times_ms, default=UNKNOWN_MS)
+            mark = self.mark
+            return [Progress(mark.partition, mark.ordinal, mark.last, self.records, newest)]
+        newest_of: dict[tuple[str, int], int] = {}
+        for row, time in zip(rows, times_ms, strict=True):
+            source = self.topics[row], self.partitions[row]
+            newest_of[source] = max(time, newest_of.get(source, UNKNOWN_MS))
+        received = Counter(zip(self.topics, self.partitions, strict=True))
+        return [
+            Progress(
+                f"{topic}/{partition}", -1, False, n, newest_of.get((topic, partition), UNKNOWN_MS)
+            )
+            for (topic, partition), n in received.items()
+        ]
+
+    def counts(self, rejected: list[tuple[int, Rejection]]) -> list[bytes]:
+        """One line a source partition: what came in, and what of it was turned away."""
+        sources = list(zip(self.topics, self.partitions, strict=True))
+        received = Counter(sources)
+        first: dict[tuple[str, int], int] = {}
+        last: dict[tuple[str, int], int] = {}
+        for source, offset in zip(sources, self.offsets, strict=True):
+            first.setdefault(source, offset)
+            last[source] = offset
+        turned_away = Counter((sources[i], r.kind, r.error_type) for i, r in rejected)
+        return [
+            msgspec.json.encode(
+                {
+                    "stage": STAGE,
+                    "source_topic": source[0],
+                    "source_partition": source[1],
+                    "first_offset": first[source],
+                    "last_offset": last[source],
+                    "received": n,
+                    "dead_lettered": _of(turned_away, source, "dead_letter"),
+                    "quarantined": _of(turned_away, source, "quarantine"),
+                }
+            )
+            + b"\n"
+            for source, n in received.items()
+        ]
+
+
+def _of(
+    counts: Counter[tuple[tuple[str, int], str, str]], source: tuple[str, int], kind: str
+) -> dict[str, int]:
+    return {name: n for (s, k, name), n in counts.items() if s == source and k == kind}
+
+
+def _lines(lines: list[bytes]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(lines, pa.binary())], schema=LINES)
+
+
+def judge_batch(batch: pa.RecordBatch, judge: Judge, events: EventColumns, now_ms: int) -> Judged:
+    """The verdict on every record of a batch: `Judge.judge` for each, but fast for the good ones.
+
+    A record that decodes, and on which no check of a whole column falls, is accepted as it is. Every
+    other one gets the second look.
+    """
+    payloads = batch.column("payload").to_pylist()
+    rows, decoded, doubtful = _decode(payloads, judge)
+    columns = events.columns(decoded)
+    doubtful.update(rows[i] for i in columns.suspects(judge.latest_ms(now_ms)))
+    doubtful.update(_doubtful_as_received(batch, payloads, judge))
+    rejected = list(_second_look(batch, payloads, judge, now_ms, sorted(doubtful)))
+    turned_away = {i for i, _ in rejected}
+    if not turned_away.isdisjoint(rows):
+        keep = [at for at, row in enumerate(rows) if row not in turned_away]
+        rows, columns = [rows[at] for at in keep], columns.take(keep)
+    return Judged(rows, columns, rejected)
+
+
+def _decode(payloads: list[bytes | None], judge: Judge) -> tuple[list[int], list[Any], set[int]]:
+    """The happy path, one msgspec call a record: rows that decode, their events, the other rows."""
+    decode = judge.decode
+    rows: list[int] = []
+    events: list[Any] = []
+    failed: set[int] = set()
+    for row, payload in enumerate(payloads):
+        try:
+            events.append(decode(payload))  # type: ignore[arg-type]
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, the second look names it
+            failed.add(row)
+        else:
+            rows.append(row)
+    return rows, events, failed
+
+
+def _doubtful_as_received(
+    batch: pa.RecordBatch, payloads: list[bytes | None], judge: Judge
+) -> Iterator[int]:
+    """Rows that need the second look whatever they decode to."""
+    for name in ("payload_bytes", "fault"):
+        column = batch.column(name)
+        if column.null_count < len(column):
+            yield from _rows_where(column.is_valid())
+    lengths = pc.binary_length(batch.column("payload"))
+    yield from _rows_where(pc.greater(lengths, judge.max_record_bytes).fill_null(True))
+    if judge.poison.has_patterns:
+        match = judge.poison.match
+        yield from (row for row, payload in enumerate(payloads) if payload and match(payload))
+
+
+def _rows_where(mask: pa.Array) -> list[int]:
+    return [int(row) for row in pc.indices_nonzero(mask).to_pylist()]
+
+
+def _second_look(
+    batch: pa.RecordBatch,
+    payloads: list[bytes | None],
+    judge: Judge,
+    now_ms: int,
+    rows: list[int],
+) -> Iterator[tuple[int, Rejection]]:
+    """The rows that are turned away, with the reasons."""
+    for row in rows:
+        fault = batch.column("fault")[row].as_py()
+        verdict = (
+            Rejection("quarantine", UNREADABLE, fault, ())
+            if fault
+            else judge.judge(
+                payloads[row] or b"", now_ms, batch.column("payload_bytes")[row].as_py()
+            )
+        )
+        if isinstance(verdict, Rejection):
+            yield row, verdict

@@ -1,0 +1,87 @@
+"""Two-phase-commit file sinks: what a run has produced appears when a checkpoint is complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pyflink.common import Encoder
+from pyflink.datastream.connectors.file_system import (
+    BucketAssigner,
+    FileSink,
+    OutputFileConfig,
+    RollingPolicy,
+)
+from pyflink.datastream.data_stream import DataStream
+from pyflink.table.types import DataType
+
+from operators.bridge import block_encoder, join_lines, partition_folders
+
+
+class Sinks(Protocol):
+    """Where a kind of output goes."""
+
+    def add(
+        self, name: str, rows: DataStream, row: DataType, partition_by: tuple[str, ...] = ()
+    ) -> None:
+        """Write the rows' lines to the output of this name.
+
+        Args:
+            name: the output, which is also the prefix of the steps' uids.
+            rows: internal rows; the first field is the line, the next ones name the partition.
+            row: their type.
+            partition_by: names of the partition fields.
+        """
+
+
+@dataclass(frozen=True)
+class FileSinks:
+    """Folders of JSON-lines files below one output folder.
+
+    Guarantee: exactly once. Parts are written under hidden names, and renamed when the checkpoint
+    that holds them is complete; a part that was open when the job died is cut back to where the
+    checkpoint had it. At the end of the input the last parts appear with the last checkpoint.
+    """
+
+    folder: Path
+    part_max_bytes: int
+    rollover_interval_ms: int
+    block_max_records: int
+    block_max_bytes: int
+    block_max_age_ms: int
+
+    def add(
+        self, name: str, rows: DataStream, row: DataType, partition_by: tuple[str, ...] = ()
+    ) -> None:
+        """Write the rows' lines below the folder of this name, see `Sinks.add`."""
+        blocks = join_lines(
+            rows,
+            row,
+            uid=f"{name}-blocks",
+            max_records=self.block_max_records,
+            max_bytes=self.block_max_bytes,
+            max_age_ms=self.block_max_age_ms,
+            partition_fields=len(partition_by),
+        )
+        sink = self._file_sink(self.folder / name, list(partition_by))
+        blocks.sink_to(sink).uid(name).name(name)
+
+    def _file_sink(self, folder: Path, partition_by: list[str]) -> FileSink:
+        assigner = (
+            BucketAssigner(partition_folders(partition_by))
+            if partition_by
+            else BucketAssigner.base_path_bucket_assigner()
+        )
+        rolling = RollingPolicy.default_rolling_policy(
+            part_size=self.part_max_bytes,
+            rollover_interval=self.rollover_interval_ms,
+            inactivity_interval=self.rollover_interval_ms,
+        )
+        return (
+            FileSink.for_row_format(folder.as_uri(), Encoder(block_encoder()))
+            .with_bucket_assigner(assigner)
+            .with_rolling_policy(rolling)
+            .with_output_file_config(OutputFileConfig.builder().with_part_suffix(".jsonl").build())
+            .build()
+        )
