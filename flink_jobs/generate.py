@@ -15,7 +15,7 @@ import gzip
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -373,7 +373,8 @@ def _written_whole(out: Path) -> Iterator[IO[bytes]]:
             f"{out}: cannot be written ({reason}); choose another --out", FAILED
         ) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _maybe_compressed(raw: IO[bytes], *, compressed: bool) -> Iterator[IO[bytes]]:

@@ -105,6 +105,7 @@ public class Marks extends AbstractStreamOperator
 
   private void advance(Mark mark, long split, boolean last, int records, long newest) {
     getRuntimeContext().getLongCounter("received").add((long) records);
+    getRuntimeContext().getLongCounter("splits").add(last ? 1L : 0L);
     mark.seen = processingTimeService.getCurrentProcessingTime();
     if (split < 0 || split == mark.next) {
       mark.newest = Math.max(mark.newest, newest);

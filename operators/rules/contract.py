@@ -7,6 +7,9 @@ another domain.
 Supported field types: `str`, `int`, `float`, `bool`, `datetime`, `Literal` of strings or of
 integers, `Optional` of these, each possibly `Annotated` with `msgspec.Meta`. The names of the
 columns are the names in the JSON, so `rename=` is honoured.
+
+Times: RFC 3339; without an offset they are read as UTC. Digits below a millisecond are cut (those
+below a microsecond msgspec has rounded before).
 """
 
 from __future__ import annotations
@@ -273,6 +276,8 @@ def _column(path: str, field: msgspec.structs.FieldInfo) -> Column:
     where = f"{path}: field {field.encode_name!r}"
     if field.encode_name in SOURCE_COLUMNS:
         raise ContractError(f"{where} has the name of a column that Breakwater adds; rename it")
+    if "`" in field.encode_name:
+        raise ContractError(f"{where} has a backtick, which SQL cannot quote; rename it")
     shape = _shape(field.type)
     if shape is None:
         raise ContractError(f"{where} has type {_type_name(field.type)}; use {_SUPPORTED}")
@@ -469,7 +474,12 @@ def _find(name: str, columns: tuple[Column, ...]) -> Column | None:
 def _version(struct: type[msgspec.Struct], columns: tuple[Column, ...]) -> str:
     """Hash what decides which events are accepted, and as what."""
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
-    facts = [_facts(column, fields[column.attribute]) for column in columns]
+    config = struct.__struct_config__
+    facts = {
+        "fields": [_facts(column, fields[column.attribute]) for column in columns],
+        "tag": [config.tag_field, config.tag],
+        "forbid_unknown_fields": config.forbid_unknown_fields,
+    }
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

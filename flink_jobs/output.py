@@ -1,0 +1,175 @@
+"""The output folder: who may write there, what a run keeps there, and what it holds at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from flink_jobs.errors import WRONG_CALL, UserError
+
+Mode = Literal["new", "resume", "overwrite"]
+
+OUTPUTS: Final = (
+    "processed_events",
+    "user_windows",
+    "late_events",
+    "dead_letters",
+    "quarantine",
+    "ledger",
+)
+_FORMER_RUN_ENDS_WITHIN_S: Final = 30
+
+
+class RunMark(msgspec.Struct, frozen=True):
+    """Which processes and temporary folder a run has, for the one that comes after a crash."""
+
+    driver_pid: int
+    jvm_pid: int
+    tmp: str
+
+
+class OutputFolder:
+    """One run's outputs, and beside them in ``.breakwater`` what a resumed run needs."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing is touched before `claim`."""
+        self.root = root.resolve()
+        self.state = self.root / ".breakwater"
+        self.plan = self.state / "plan.json"
+        self.settings = self.state / "settings.json"
+        self.checkpoints = self.state / "checkpoints"
+        self.log = self.state / "log"
+        self.ledger_json = self.root / "ledger.json"
+        self._run_mark = self.state / "run.json"
+
+    @contextmanager
+    def claim(self, mode: Mode) -> Iterator[None]:
+        """Hold the folder for one run.
+
+        Args:
+            mode: "new" wants it empty or absent, "resume" wants a run in it, "overwrite" removes
+                what Breakwater has written there, and nothing else.
+
+        Raises:
+            UserError: the folder is not as the mode wants it, or another run is using it.
+        """
+        self._check(mode)
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock = (self.state / "lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"output folder {self.root} cannot be written: {error.strerror}", WRONG_CALL
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another run is writing to {self.root}: wait for it, or stop it"
+                ) from None
+            self._end_former_run()
+            if mode == "overwrite":
+                self._remove_outputs()
+            yield
+
+    def _check(self, mode: Mode) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"output {self.root} is not a folder: choose another", WRONG_CALL)
+        if mode == "new" and self.root.is_dir() and any(self.root.iterdir()):
+            raise UserError(
+                f"output folder {self.root} is not empty: continue the run in it with --resume, "
+                "start over with --overwrite, or choose another folder",
+                WRONG_CALL,
+            )
+        if mode == "resume" and not self.plan.is_file():
+            raise UserError(
+                f"nothing to resume in {self.root}: no run has begun there; "
+                "run without --resume, or check the folder's name",
+                WRONG_CALL,
+            )
+
+    def mark_run(self, jvm_pid: int, tmp: Path) -> None:
+        """Say which processes and temporary folder this run has."""
+        mark = RunMark(os.getpid(), jvm_pid, str(tmp))
+        self._run_mark.write_bytes(msgspec.json.encode(mark))
+
+    def _end_former_run(self) -> None:
+        """Wait for the JVM of a driver that was killed: it goes by itself, but it may still write."""
+        try:
+            former = msgspec.json.decode(self._run_mark.read_bytes(), type=RunMark)
+        except (OSError, msgspec.MsgspecError):
+            return
+        deadline = time.monotonic() + _FORMER_RUN_ENDS_WITHIN_S
+        while is_our_jvm(former.jvm_pid):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the Java process {former.jvm_pid} of a former run is still writing to "
+                    f"{self.root}: end it (kill {former.jvm_pid}) and try again"
+                )
+            wait_a_moment()
+        shutil.rmtree(former.tmp, ignore_errors=True)
+        self._run_mark.unlink(missing_ok=True)
+
+    def _remove_outputs(self) -> None:
+        for name in OUTPUTS:
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        self.ledger_json.unlink(missing_ok=True)
+        for entry in self.state.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != "lock":
+                entry.unlink()
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint (one with its metadata), None when there is none."""
+        complete = self.checkpoints.glob("*/chk-*/_metadata")
+        newest = max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return newest.parent if newest else None
+
+    def parts(self, output: str) -> list[Path]:
+        """The committed files of an output."""
+        found = (self.root / output).rglob("*.jsonl")
+        return sorted(path for path in found if not path.name.startswith("."))
+
+    def has_parts(self) -> bool:
+        """Whether anything at all has been committed."""
+        return any(self.parts(name) for name in OUTPUTS)
+
+    def clean_up(self) -> None:
+        """After a run that is done: nothing stays but what it has produced, and its plan."""
+        for name in OUTPUTS:
+            for left_over in (self.root / name).rglob(".*.inprogress.*"):
+                left_over.unlink()
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        shutil.rmtree(self.log, ignore_errors=True)
+        self._run_mark.unlink(missing_ok=True)
+
+
+def is_our_jvm(pid: int) -> bool:
+    """Whether a process is still there and is PyFlink's JVM, not a later one of the same number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return False
+    command = Path(f"/proc/{pid}/cmdline")
+    try:
+        return b"PythonGatewayServer" in command.read_bytes()
+    except FileNotFoundError:
+        # No /proc on this system, or the process has gone meanwhile: the signal decides.
+        return not Path("/proc").is_dir()
+
+
+def wait_a_moment() -> None:
+    """The pause of every polling loop."""
+    time.sleep(0.2)

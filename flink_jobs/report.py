@@ -1,0 +1,99 @@
+"""What a run says at its end: the ledger, for a person as a table, for a program as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from operators.rules.ledger import Counts, differences, imbalances
+
+
+@dataclass(frozen=True)
+class Report:
+    """The books of one run.
+
+    Attributes:
+        counts: what the stream counted as it ran.
+        problems: what is off, a sentence each; none when the books balance and the files agree.
+        wall_s: seconds from the start of this command's run to the last commit.
+        records_per_s: records that this command's run read, by wall_s.
+    """
+
+    counts: Counts
+    problems: list[str]
+    wall_s: float
+    records_per_s: float
+
+    @classmethod
+    def of(cls, streamed: Counts, recounted: Counts, records: int, wall_s: float) -> Report:
+        """Compare the two counts; records are those that this run has read."""
+        problems = [*imbalances(streamed), *differences(streamed, recounted)]
+        rate = records / wall_s if wall_s > 0 else 0.0
+        return cls(streamed, problems, round(wall_s, 1), round(rate))
+
+    @property
+    def balanced(self) -> bool:
+        """Whether nothing is off."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in ledger.json."""
+        counts = self.counts
+        return {
+            "received": counts.received,
+            "processed": counts.processed,
+            "dead_lettered": dict(sorted(counts.dead_lettered.items())),
+            "quarantined": dict(sorted(counts.quarantined.items())),
+            "duplicate": counts.duplicate,
+            "pending": counts.pending,
+            "windowed": counts.windowed,
+            "late": counts.late,
+            "balanced": self.balanced,
+            "problems": self.problems,
+            "wall_time_s": self.wall_s,
+            "records_per_s": self.records_per_s,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write ledger.json; whole or not at all."""
+        written = path.with_suffix(".tmp")
+        written.write_bytes(msgspec.json.format(msgspec.json.encode(self.to_dict())) + b"\n")
+        written.replace(path)
+
+    def print_table(self, console: Console, output: Path) -> None:
+        """The ledger as a table, and where the output is."""
+        console.print(_table(self.counts))
+        rate = f"{self.records_per_s:,.0f} records/s"
+        console.print(f"{self.wall_s:.1f} s, {rate}, start-up included")
+        if self.balanced:
+            console.print("[bold green]balanced[/]: every record is in exactly one place")
+        for problem in self.problems:
+            console.print(f"[bold red]off[/]: {problem}", highlight=False)
+        console.print(f"output: {output}", highlight=False, soft_wrap=True)
+
+
+def _table(counts: Counts) -> Table:
+    table = Table("ledger", "", "records", title=None)
+    table.columns[2].justify = "right"
+    table.add_row("received", "", f"{counts.received:,}", end_section=True)
+    table.add_row("processed", "", f"{counts.processed:,}")
+    _add_all(table, "dead-lettered", counts.dead_lettered)
+    _add_all(table, "quarantined", counts.quarantined)
+    table.add_row("duplicate", "", f"{counts.duplicate:,}")
+    table.add_row("pending", "", f"{counts.pending:,}", end_section=True)
+    table.add_row("of processed", "windowed", f"{counts.windowed:,}")
+    table.add_row("", "late", f"{counts.late:,}")
+    return table
+
+
+def _add_all(table: Table, name: str, counts: Mapping[str, int]) -> None:
+    if not counts:
+        table.add_row(name, "", "0")
+    for i, (kind, n) in enumerate(sorted(counts.items())):
+        table.add_row("" if i else name, kind, f"{n:,}")

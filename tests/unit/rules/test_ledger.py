@@ -1,0 +1,154 @@
+"""The books: adding up, balancing, comparing."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.rules.ledger import Counts, LedgerError, differences, from_rows, imbalances
+
+GOOD = Counts(
+    received=20,
+    processed=10,
+    dead_lettered={"schema_error": 2, "invalid_price": 1},
+    quarantined={"invalid_json": 3},
+    duplicate=3,
+    pending=1,
+    windowed=8,
+    late=2,
+)
+FILES = Counts(
+    processed=10,
+    dead_lettered={"invalid_price": 1, "schema_error": 2},
+    quarantined={"invalid_json": 3},
+    windowed=8,
+    late=2,
+)
+NUMBERS = st.integers(0, 1000)
+BY_NAME = st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS)
+COUNTS = st.builds(Counts, NUMBERS, NUMBERS, BY_NAME, BY_NAME, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+
+
+def changed(counts: Counts, **changes: object) -> Counts:
+    return Counts(**{**vars(counts), **changes})  # type: ignore[arg-type]
+
+
+def test_books_that_balance_have_nothing_to_say() -> None:
+    assert imbalances(GOOD) == []
+    assert imbalances(Counts()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"received": 21},
+        {"dead_lettered": {"schema_error": 2}},
+        {"quarantined": {}},
+        {"duplicate": 0},
+        {"pending": 0},
+    ],
+)
+def test_a_record_that_is_nowhere_or_twice_is_an_imbalance(changes: dict[str, object]) -> None:
+    (sentence,) = imbalances(changed(GOOD, **changes))
+    assert sentence.startswith("received 2")
+
+
+def test_an_imbalance_is_told_with_its_numbers() -> None:
+    assert imbalances(changed(GOOD, received=25)) == [
+        "received 25, but processed 10 + dead-lettered 3 + quarantined 3 + duplicate 3 + pending 1"
+        " = 20 (5 too few)"
+    ]
+    assert imbalances(changed(GOOD, late=3)) == [
+        "processed 10, but windowed 8 + late 3 = 11 (1 too many)"
+    ]
+
+
+def test_both_equations_are_checked() -> None:
+    assert len(imbalances(changed(GOOD, processed=11))) == 2
+
+
+def test_files_that_hold_what_was_counted_do_not_differ() -> None:
+    assert differences(GOOD, FILES) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"windowed": 7}, ["windowed: the stream counted 8, the output files hold 7 (1 too few)"]),
+        ({"late": 4}, ["late: the stream counted 2, the output files hold 4 (2 too many)"]),
+        (
+            {"processed": 9},
+            [
+                "received: the stream counted 20, the output files hold 19 (1 too few)",
+                "processed: the stream counted 10, the output files hold 9 (1 too few)",
+            ],
+        ),
+        (
+            {"dead_lettered": {"invalid_price": 3}},
+            [
+                "dead_lettered.invalid_price: the stream counted 1, the output files hold 3"
+                " (2 too many)",
+                "dead_lettered.schema_error: the stream counted 2, the output files hold 0"
+                " (2 too few)",
+            ],
+        ),
+        (
+            {"quarantined": {"oversized": 3}},
+            [
+                "quarantined.invalid_json: the stream counted 3, the output files hold 0"
+                " (3 too few)",
+                "quarantined.oversized: the stream counted 0, the output files hold 3 (3 too many)",
+            ],
+        ),
+    ],
+)
+def test_each_line_that_is_off_is_told_with_both_numbers(
+    changes: dict[str, object], lines: list[str]
+) -> None:
+    assert differences(GOOD, changed(FILES, **changes)) == lines
+
+
+def test_what_was_received_is_compared_with_the_sum_of_the_files() -> None:
+    assert differences(changed(GOOD, received=19), FILES) == [
+        "received: the stream counted 19, the output files hold 20 (1 too many)"
+    ]
+    assert differences(GOOD, changed(FILES, received=5, duplicate=5, pending=5)) == []
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_adding_books_does_not_depend_on_the_order(a: Counts, b: Counts, c: Counts) -> None:
+    assert (a + b) + c == c + (b + a)
+    assert (a + b).received == a.received + b.received
+    assert (a + b).accounted == a.accounted + b.accounted
+    assert a + Counts() == a
+
+
+@given(st.lists(COUNTS, max_size=5))
+def test_rows_add_up_to_the_sum_of_their_books(books: list[Counts]) -> None:
+    rows = [msgspec.json.encode({**vars(book), "shard": 3}) for book in books]
+    total = Counts()
+    for book in books:
+        total = total + book
+    assert from_rows(rows) == total
+
+
+def test_a_row_may_leave_lines_out_and_have_others() -> None:
+    rows = [b'{"received":3}', b'{"dead_lettered":{"x":1},"stage":"intake"}', b"{}", b"", b" \n"]
+    assert from_rows(rows) == Counts(received=3, dead_lettered={"x": 1})
+    assert from_rows([]) == Counts()
+
+
+@pytest.mark.parametrize(
+    "row", [b"{", b"[]", b'{"received":"3"}', b'{"late":1.5}', b'{"quarantined":3}', b"\xff"]
+)
+def test_a_row_that_cannot_be_read_is_named(row: bytes) -> None:
+    with pytest.raises(LedgerError, match="^ledger row 2 cannot be read: "):
+        from_rows([b"{}", row])
+
+
+def test_rows_do_not_share_their_books() -> None:
+    first = from_rows([b"{}"])
+    assert from_rows([b'{"dead_lettered":{"x":1}}', b"{}"]) != first
+    assert first == Counts()
