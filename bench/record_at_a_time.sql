@@ -1,5 +1,3 @@
--- The record-at-a-time yardstick's tables and statements, split at each line that starts with "--".
--- Row formats of the filesystem connector write through the same two-phase-commit writer as a FileSink.
 -- processed_events
 CREATE TEMPORARY TABLE processed_events (line STRING) WITH (
   'connector' = 'filesystem', 'path' = '${output}/processed_events', 'format' = 'raw', ${rolling})
@@ -21,7 +19,7 @@ CREATE TEMPORARY TABLE user_windows (user_id STRING, window_start STRING, window
 INSERT INTO processed_events SELECT line FROM events
 -- insert late_events
 INSERT INTO late_events SELECT line FROM events
-WHERE FLOOR(event_ms / 300000) * 300000 + 300000 <= UNIX_TIMESTAMP(CAST(CURRENT_WATERMARK(event_time) AS STRING)) * 1000
+WHERE CURRENT_WATERMARK(event_time) >= TO_TIMESTAMP_LTZ(event_ms - MOD(event_ms, 300000) + 299999, 3)
 -- insert user_windows
 INSERT INTO user_windows
 SELECT user_id, REPLACE(CAST(window_start AS STRING), ' ', 'T') || 'Z',

@@ -160,6 +160,8 @@ def input_check(inputs: Sequence[Path], output: Path | None) -> tuple[Check, int
     except OSError as error:
         detail = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return Check("input", False, detail, "correct --input"), None
+    except ImportError as error:
+        return Check("input", False, f"not looked at ({error})", "mend the packages first"), None
     files = "1 file" if len(sizes) == 1 else f"{len(sizes):,} files"
     return Check("input", True, f"{files}, {_size(sum(sizes))}"), sum(sizes)
 
@@ -173,7 +175,6 @@ def _input_files(inputs: Sequence[Path], output: Path | None) -> list[Path]:
 
 def _readable_size(path: Path) -> int:
     with path.open("rb") as file:
-        file.read(1)
         return os.fstat(file.fileno()).st_size
 
 
@@ -191,14 +192,15 @@ def output_check(output: Path) -> Check:
         )
     if place != output:
         return Check("output", True, f"{output} will be created")
-    if any(output.iterdir()):
-        return Check(
-            "output",
-            False,
-            f"{output} is not empty",
-            "run with --resume to go on with it or --overwrite to replace it, or choose another",
-        )
-    return Check("output", True, f"{output} is empty")
+    if not any(output.iterdir()):
+        return Check("output", True, f"{output} is empty")
+    from flink_jobs.output import OutputFolder  # noqa: PLC0415, needs msgspec: others do not
+
+    if OutputFolder(output).plan.is_file():
+        return Check("output", True, f"{output} holds a run: --resume or --overwrite it")
+    return Check(
+        "output", False, f"{output} is not empty and holds no run", "choose another --output"
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -37,6 +37,8 @@ NOT_EMPTY = "When the output folder is not empty"
 HOW = "How it runs"
 CONTENT = "What the file holds"
 
+_CTRL_C = 130  # what typer makes of a KeyboardInterrupt
+
 app = typer.Typer(
     name="breakwater",
     epilog="[bold]Start with[/bold]\n"
@@ -401,12 +403,16 @@ def main() -> None:
 def _call() -> int:
     """Run the command; one line on standard error for a fault that a person can mend."""
     try:
-        return app(standalone_mode=False) or 0
+        code: int = app(prog_name="breakwater", standalone_mode=False) or 0
     except UserError as error:
         print(f"breakwater: {error.message}", file=sys.stderr)
         return error.exit_code
     except TyperException as error:
         return _wrong_call(error)
+    if code == _CTRL_C:
+        print("breakwater: stopped", file=sys.stderr)
+        return FAILED
+    return code
 
 
 def _wrong_call(error: TyperException) -> int:

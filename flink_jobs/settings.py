@@ -155,7 +155,7 @@ class ContractSettings(_Table):
 
     def load(self) -> Contract:
         """Import the contract and check it; a `ContractError` says what is wrong with it."""
-        return load_contract(self.type, self.key, self.event_time, self.value or None)
+        return load_contract(self.type, self.key, self.event_time, self.value)
 
 
 class WindowSettings(_Table):

@@ -13,12 +13,16 @@ import re
 MAX_MESSAGE_CHARS = 2000
 """Only so much of the message counts."""
 
-# In this order: a uuid holds numbers, a quoted text may hold anything. Names in backticks stay:
-# msgspec quotes types so, and another type is another fault.
+# In this order: a quoted text may hold anything, a uuid holds numbers. All ids are called numbers,
+# since any of them may by chance have no letter. Names in backticks stay: msgspec quotes types so,
+# and another type is another fault.
 _VALUES = (
     (re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\""), "<text>"),
-    (re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"), "<uuid>"),
-    (re.compile(r"\b0[xX][0-9a-fA-F]+\b|\b(?=[a-fA-F]*\d)[0-9a-fA-F]{8,}\b"), "<hex>"),
+    (re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"), "<number>"),
+    (
+        re.compile(r"\b0[xX][0-9a-fA-F]+\b|\b(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{8,}\b"),
+        "<number>",
+    ),
     (re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"), "<number>"),
     (re.compile(r"\s+"), " "),
 )

@@ -6,12 +6,14 @@ import shutil
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from flink_jobs import check
 from flink_jobs.check import run_checks
 from flink_jobs.java import Java, JavaError
+from flink_jobs.output import OutputFolder
 from flink_jobs.settings import Settings, SettingsError
 
 
@@ -144,6 +146,11 @@ def test_a_missing_package_of_ours_is_told(monkeypatch):
     assert check.own_packages_check().detail == "sql is missing"
 
 
+def test_a_module_without_origin_in_our_place_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sql", ModuleType("sql"))
+    assert check.own_packages_check().detail == "sql is missing"
+
+
 def test_a_wrong_setting_is_told_with_what_to_do():
     error = SettingsError("windows.size_ms = 0: must be at least 1000; change --size-ms")
     result = check.settings_check(error)
@@ -171,6 +178,13 @@ def test_an_input_that_does_not_exist_is_told(tmp_path):
     assert not result.ok
     assert str(tmp_path / "gone") in result.detail
     assert size is None
+
+
+def test_input_that_cannot_be_looked_at_without_pyflink_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "operators.file_source", None)
+    result, size = check.input_check([tmp_path], None)
+    assert (result.ok, size) == (False, None)
+    assert result.detail.startswith("not looked at (")
 
 
 def test_a_folder_without_input_is_told(tmp_path):
@@ -201,12 +215,21 @@ def test_an_empty_output_is_ready_and_stays_empty(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_not_empty_is_told_with_the_two_ways_on(tmp_path):
+def test_an_output_with_somebody_elses_files_is_told(tmp_path):
     (tmp_path / "old").write_text("")
     result = check.output_check(tmp_path)
     assert not result.ok
-    assert "--resume" in result.advice
-    assert "--overwrite" in result.advice
+    assert result.detail == f"{tmp_path} is not empty and holds no run"
+
+
+def test_an_output_that_holds_a_run_is_told_with_the_two_ways_on(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.state.mkdir()
+    folder.plan.write_text("{}")
+    result = check.output_check(tmp_path)
+    assert result.ok
+    assert "--resume" in result.detail
+    assert "--overwrite" in result.detail
 
 
 def test_an_output_that_is_a_file_or_lies_below_one_is_told(tmp_path):

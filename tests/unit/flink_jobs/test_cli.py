@@ -60,7 +60,7 @@ def local(monkeypatch) -> ModuleType:
 
     def run_local(*args: Any) -> int:
         module.calls.append(args)
-        if isinstance(module.code, Exception):
+        if isinstance(module.code, BaseException):
             raise module.code
         return module.code
 
@@ -148,14 +148,30 @@ def test_help_starts_fast_and_imports_nothing_heavy():
     assert time.monotonic() - started < 5  # generous: it is 0.4 s on a quiet machine
 
 
+PRINTS_A_LEDGER = """
+import sys, types
+local = types.ModuleType("flink_jobs.local")
+local.run_local = lambda *_: print("{}") or 0
+sys.modules["flink_jobs.local"] = local
+from flink_jobs.cli import main
+main()
+"""
+
+
 def test_a_reader_that_has_gone_gets_no_stack_trace(tmp_path):
-    for args in (["--help"], ["--version"], ["generate", "--events", "500", "--out", "a.jsonl"]):
+    for command in (
+        [*BREAKWATER, "--help"],
+        [*BREAKWATER, "--version"],
+        [*BREAKWATER, "generate", "--events", "500", "--out", "a.jsonl"],
+        [sys.executable, "-c", PRINTS_A_LEDGER, "run", "--input", "a", "--output", "d"],
+    ):
         reading, writing = os.pipe()
         os.close(reading)
         result = subprocess.run(
-            BREAKWATER + args,
+            command,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # Buffered, as for a user: what is left in the buffer fails only at exit.
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
@@ -259,6 +275,7 @@ def test_a_start_that_is_no_time_is_refused(text):
         (["--output", "d", "--input", "a"], ["--output", "d", "--input", "a"]),
         (["--inputs", "a", "b"], ["--inputs", "a", "b"]),
         (["--input", "a", "--", "b"], ["--input", "a", "--", "b"]),
+        (["--", "--input", "a", "b"], ["--", "--input", "a", "b"]),
         (["--json", "a"], ["--json", "a"]),
         ([], []),
     ],
@@ -314,6 +331,12 @@ def test_a_foreseeable_fault_of_the_run_is_one_line_with_its_code(call, local, c
     local.code = UserError("the output is\nnot empty; use --resume", code)
     outcome = call("run", "--input", "a", "--output", "d")
     assert outcome == Outcome(code, "", "breakwater: the output is not empty; use --resume\n")
+
+
+def test_ctrl_c_is_one_line_and_a_failure(call, local):
+    local.code = KeyboardInterrupt()
+    outcome = call("run", "--input", "a", "--output", "d")
+    assert outcome == Outcome(1, "", "breakwater: stopped\n")
 
 
 def test_a_fault_that_nobody_foresaw_is_not_hidden(monkeypatch, local):

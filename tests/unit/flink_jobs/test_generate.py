@@ -258,6 +258,8 @@ def test_a_name_that_ends_in_gz_holds_the_same_lines(tmp_path):
     made(again)
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
     assert packed.read_bytes() == again.read_bytes()
+    flags_and_time = packed.read_bytes()[3:8]
+    assert flags_and_time == bytes(5)  # no name, no clock
     assert packed.stat().st_size < plain.stat().st_size / 2
 
 

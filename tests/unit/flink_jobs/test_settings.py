@@ -213,6 +213,13 @@ def test_a_flink_option_in_a_variable_wins_over_the_same_in_the_file(config, env
     assert flink == {"state.backend.type": "hashmap", "other": "1"}
 
 
+def test_a_flink_option_wins_however_it_is_spelt(config):
+    """Merged as tables first, the file's quoted spelling would have the last word."""
+    config.write_text("[flink]\na.c = 0\n'a.b' = 1")
+    environ = {"BREAKWATER_FLINK": '{"a": {"b": "2"}}'}
+    assert load_settings(config, environ=environ).flink == {"a.c": "0", "a.b": "2"}
+
+
 def test_the_kept_payload_cannot_be_longer_than_a_record(config):
     message = refusal(config, "[source]\nmax_record_bytes = 1000")
     assert message.startswith(

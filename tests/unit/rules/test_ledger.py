@@ -32,7 +32,7 @@ COUNTS = st.builds(Counts, NUMBERS, NUMBERS, BY_NAME, BY_NAME, NUMBERS, NUMBERS,
 
 
 def changed(counts: Counts, **changes: object) -> Counts:
-    return Counts(**{**vars(counts), **changes})  # type: ignore[arg-type]
+    return Counts(**{**vars(counts), **changes})
 
 
 def test_books_that_balance_have_nothing_to_say() -> None:
@@ -56,9 +56,9 @@ def test_a_record_that_is_nowhere_or_twice_is_an_imbalance(changes: dict[str, ob
 
 
 def test_an_imbalance_is_told_with_its_numbers() -> None:
+    rest = "+ pending 1 = 20 (5 too few)"
     assert imbalances(changed(GOOD, received=25)) == [
-        "received 25, but processed 10 + dead-lettered 3 + quarantined 3 + duplicate 3 + pending 1"
-        " = 20 (5 too few)"
+        f"received 25, but processed 10 + dead-lettered 3 + quarantined 3 + duplicate 3 {rest}"
     ]
     assert imbalances(changed(GOOD, late=3)) == [
         "processed 10, but windowed 8 + late 3 = 11 (1 too many)"
@@ -73,33 +73,31 @@ def test_files_that_hold_what_was_counted_do_not_differ() -> None:
     assert differences(GOOD, FILES) == []
 
 
+def off(line: str, counted: int, held: int, by: str) -> str:
+    return f"{line}: the stream counted {counted}, the output files hold {held} ({by})"
+
+
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"windowed": 7}, ["windowed: the stream counted 8, the output files hold 7 (1 too few)"]),
-        ({"late": 4}, ["late: the stream counted 2, the output files hold 4 (2 too many)"]),
+        ({"windowed": 7}, [off("windowed", 8, 7, "1 too few")]),
+        ({"late": 4}, [off("late", 2, 4, "2 too many")]),
         (
             {"processed": 9},
-            [
-                "received: the stream counted 20, the output files hold 19 (1 too few)",
-                "processed: the stream counted 10, the output files hold 9 (1 too few)",
-            ],
+            [off("received", 20, 19, "1 too few"), off("processed", 10, 9, "1 too few")],
         ),
         (
             {"dead_lettered": {"invalid_price": 3}},
             [
-                "dead_lettered.invalid_price: the stream counted 1, the output files hold 3"
-                " (2 too many)",
-                "dead_lettered.schema_error: the stream counted 2, the output files hold 0"
-                " (2 too few)",
+                off("dead_lettered.invalid_price", 1, 3, "2 too many"),
+                off("dead_lettered.schema_error", 2, 0, "2 too few"),
             ],
         ),
         (
             {"quarantined": {"oversized": 3}},
             [
-                "quarantined.invalid_json: the stream counted 3, the output files hold 0"
-                " (3 too few)",
-                "quarantined.oversized: the stream counted 0, the output files hold 3 (3 too many)",
+                off("quarantined.invalid_json", 3, 0, "3 too few"),
+                off("quarantined.oversized", 0, 3, "3 too many"),
             ],
         ),
     ],
@@ -144,7 +142,7 @@ def test_a_row_may_leave_lines_out_and_have_others() -> None:
     "row", [b"{", b"[]", b'{"received":"3"}', b'{"late":1.5}', b'{"quarantined":3}', b"\xff"]
 )
 def test_a_row_that_cannot_be_read_is_named(row: bytes) -> None:
-    with pytest.raises(LedgerError, match="^ledger row 2 cannot be read: "):
+    with pytest.raises(LedgerError, match="ledger row 2 cannot be read: "):
         from_rows([b"{}", row])
 
 

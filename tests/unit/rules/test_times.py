@@ -20,6 +20,12 @@ class NoOffset(tzinfo):
     def utcoffset(self, dt: datetime | None) -> None:
         return None
 
+    def dst(self, dt: datetime | None) -> None:
+        return None
+
+    def tzname(self, dt: datetime | None) -> None:
+        return None
+
 
 @pytest.mark.parametrize(
     ("ms", "text"),
@@ -82,5 +88,5 @@ def test_the_edges_of_the_calendar_can_be_crossed_by_an_offset() -> None:
     ahead, behind = timezone(timedelta(hours=14)), timezone(timedelta(hours=-14))
     assert epoch_ms(datetime.min.replace(tzinfo=ahead)) == MIN_EPOCH_MS - 14 * 3_600_000
     assert epoch_ms(datetime.max.replace(tzinfo=behind)) == MAX_EPOCH_MS + 14 * 3_600_000
-    assert epoch_ms(datetime.min) == MIN_EPOCH_MS
-    assert epoch_ms(datetime.max) == MAX_EPOCH_MS
+    assert epoch_ms(datetime.min.replace(tzinfo=UTC)) == MIN_EPOCH_MS
+    assert epoch_ms(datetime.max.replace(tzinfo=UTC)) == MAX_EPOCH_MS

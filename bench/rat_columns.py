@@ -1,0 +1,323 @@
+"""The yardstick: the main job, written record at a time as a good data engineer would in PyFlink.
+
+Same input, same checks (the contract by one msgspec decode, every violation named only for a record
+that fails), same envelope, same windows in Flink SQL, same two-phase-commit file sinks, checkpoints
+every 5 s, worker processes. Only the way differs: every line crosses to Python and back by itself.
+
+    python bench/record_at_a_time.py --input events.jsonl --output out --parallelism 2
+
+prints one JSON object: what was counted, wall time, time until the first record was processed, CPU
+time of the driver and everything it started.
+
+What plain PyFlink cannot do here, and the main job can: a text source does not say where a line
+came from, so source_topic, source_partition and source_offset are null (in envelopes empty, 0 and
+-1); it decodes the text in the JVM, so bytes that are not UTF-8 arrive as replacement characters
+and pass; a window drops a late event that the filter for late_events, which looks at the watermark
+a shuffle earlier, may not yet have called late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import msgspec
+from pyflink.common import Configuration, Row, Types, WatermarkStrategy
+from pyflink.datastream import OutputTag, ProcessFunction, StreamExecutionEnvironment
+from pyflink.datastream.connectors.file_system import FileSource, StreamFormat
+from pyflink.table import Schema, StreamTableEnvironment
+
+from operators.rules.contract import load_contract
+from operators.rules.envelope import Source, envelope_line
+from operators.rules.failure import category_of, queue_of
+from operators.rules.poison import PoisonRules
+from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
+from operators.rules.verdict import Judge, Rejection
+
+STARTED = time.time()
+ROOT = Path(__file__).resolve().parent.parent
+MAX_RECORD_BYTES = 1_048_576
+MAX_FUTURE_SKEW_MS = 300_000
+PAYLOAD_LIMIT_BYTES = 65_536
+ROLLING = (
+    "'sink.rolling-policy.file-size' = '128MB', 'sink.rolling-policy.rollover-interval' = '1 min'"
+)
+OUTPUTS = ("processed_events", "late_events", "dead_letters", "quarantine", "user_windows")
+
+EVENT = Types.ROW_NAMED(
+    ["user_id", "product_id", "action", "price", "event_ms"],
+    [Types.STRING(), Types.STRING(), Types.STRING(), Types.DOUBLE(), Types.LONG()],
+)
+DEAD_LETTERS = OutputTag(
+    "dead-letters",
+    Types.ROW_NAMED(["line", "queue", "date", "error_type"], [Types.STRING()] * 4),
+)
+QUARANTINE = OutputTag(
+    "quarantine", Types.ROW_NAMED(["line", "reason"], [Types.STRING(), Types.STRING()])
+)
+
+
+class ProcessedEvent(msgspec.Struct, gc=False):
+    """A line of processed_events."""
+
+    user_id: str
+    product_id: str
+    action: str
+    price: float
+    timestamp: str
+    source_topic: str | None = None
+    source_partition: int | None = None
+    source_offset: int | None = None
+
+
+class Validate(ProcessFunction):  # type: ignore[misc] # pyflink has no types
+    """One line in; an event, a dead letter or a quarantined record out."""
+
+    def __init__(self, ready_folder: str) -> None:
+        self._ready_folder = ready_folder
+
+    def open(self, runtime_context: Any) -> None:
+        self._contract = load_contract("udfs.ecommerce:EcommerceEvent", "user_id", "timestamp")
+        self._judge = Judge(self._contract, PoisonRules(), MAX_RECORD_BYTES, MAX_FUTURE_SKEW_MS)
+        self._decode = self._judge.decode
+        self._encode = msgspec.json.Encoder().encode
+        self._ready = Path(self._ready_folder, str(runtime_context.get_index_of_this_subtask()))
+        self._seen_one = False
+
+    def process_element(self, value: str, ctx: Any) -> Iterable[Any]:
+        if not self._seen_one:
+            self._seen_one = True
+            self._ready.write_text(str(time.time()))
+        payload = value.encode()
+        now_ms = ctx.timer_service().current_processing_time()
+        try:
+            event = self._decode(payload)
+            event_ms = epoch_ms(event.timestamp)
+        except Exception:
+            yield self._rejected(payload, now_ms)
+            return
+        if not self._sound(payload, event.price, event_ms, now_ms):
+            yield self._rejected(payload, now_ms)
+            return
+        yield Row(user_id=event.user_id, product_id=event.product_id, action=event.action, price=event.price, event_ms=event_ms)
+
+    def _sound(self, payload: bytes, price: float, event_ms: int, now_ms: int) -> bool:
+        return (
+            math.isfinite(price)
+            and MIN_EPOCH_MS <= event_ms <= min(MAX_EPOCH_MS, now_ms + MAX_FUTURE_SKEW_MS)
+            and len(payload) <= MAX_RECORD_BYTES
+        )
+
+    def _rejected(self, payload: bytes, now_ms: int) -> tuple[OutputTag, Row]:
+        why = self._judge.judge(payload, now_ms)
+        if not isinstance(why, Rejection):
+            raise AssertionError(f"the two looks disagree on {payload[:200]!r}")
+        line = envelope_line(
+            payload,
+            why,
+            Source(topic="", partition=0, offset=-1),
+            self._contract,
+            now_ms=now_ms,
+            stage="intake",
+            code_version="bench",
+            payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
+        ).decode()
+        if why.kind == "quarantine":
+            return QUARANTINE, Row(line=line, reason=why.error_type)
+        queue = queue_of(category_of(why.error_type))
+        date = iso_utc_ms(now_ms)[:10]
+        return DEAD_LETTERS, Row(line=line, queue=queue, date=date, error_type=why.error_type)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--input", type=Path, required=True, help="JSON lines: a file or a folder")
+    parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
+    parser.add_argument("--parallelism", type=int, default=2)
+    parser.add_argument("--bundle-size", type=int, default=10_000)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="any Flink option"
+    )
+    parser.add_argument("--no-rebalance", action="store_true")
+    call = parser.parse_args()
+    if call.output.exists():
+        parser.error(f"--output {call.output} is there already")
+    work = Path(tempfile.mkdtemp(prefix="record-at-a-time-"))
+    try:
+        print(json.dumps(measure(call, work)))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def measure(call: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Run the job and say what it took."""
+    prepare_process(work)
+    cpu = CpuOfTree()
+    (work / "ready").mkdir()
+    options = dict(option.split("=", 1) for option in call.set)
+    env = environment(call.parallelism, call.bundle_size, work, options)
+    define_workflow(env, call.input, call.output, work / "ready", not call.no_rebalance).wait()
+    wall_s = time.time() - STARTED
+    cpu_s = cpu.total_s()
+    ready = [float(file.read_text()) for file in (work / "ready").iterdir()]
+    counts = {name: count_lines(call.output / name) for name in OUTPUTS}
+    accounted = counts["processed_events"] + counts["dead_letters"] + counts["quarantine"]
+    return {
+        "records": count_lines(call.input),
+        "accounted_for": accounted,
+        "wall_s": round(wall_s, 2),
+        "ready_s": round(min(ready) - STARTED, 2) if ready else None,
+        "cpu_s": round(cpu_s, 1),
+        **counts,
+    }
+
+
+def prepare_process(work: Path) -> None:
+    """What Flink reads from the environment: real worker processes (T1), a folder of our own."""
+    os.environ["_python_worker_execution_mode"] = "process"  # noqa: SIM112 # Flink's spelling
+    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["TMPDIR"] = str(work)
+    os.environ["JVM_ARGS"] = f"-Djava.io.tmpdir={work}"
+    tempfile.tempdir = str(work)
+
+
+def environment(
+    parallelism: int, bundle_size: int, work: Path, options: dict[str, str]
+) -> StreamExecutionEnvironment:
+    configuration = Configuration()
+    settings = {
+        "parallelism.default": str(parallelism),
+        "python.executable": sys.executable,
+        "python.client.executable": sys.executable,
+        "python.fn-execution.bundle.size": str(bundle_size),
+        "python.fn-execution.bundle.time": "1000",
+        "pipeline.object-reuse": "true",
+        "table.local-time-zone": "UTC",
+        "execution.checkpointing.interval": "5 s",
+        "execution.checkpointing.dir": (work / "checkpoints").as_uri(),
+        "restart-strategy.type": "none",
+        "io.tmp.dirs": str(work),
+        **options,
+    }
+    for name, value in settings.items():
+        configuration.set_string(name, value)
+    return StreamExecutionEnvironment.get_execution_environment(configuration)
+
+
+def define_workflow(
+    env: StreamExecutionEnvironment, source: Path, output: Path, ready: Path, rebalance: bool
+) -> Any:
+    """Lines to events, rejected records to their sinks, events to windows; starts the job."""
+    tables = StreamTableEnvironment.create(env)
+    files = FileSource.for_record_stream_format(
+        StreamFormat.text_line_format(), source.resolve().as_uri()
+    )
+    lines = env.from_source(files.build(), WatermarkStrategy.no_watermarks(), "lines")
+    # One file is one split, read by one subtask: without this one worker would do all the work.
+    spread = lines.rebalance() if rebalance else lines
+    events = spread.process(Validate(str(ready)), EVENT).name("validate")
+    watermarked = (
+        Schema.new_builder()
+        .column("user_id", "STRING")
+        .column("product_id", "STRING")
+        .column("action", "STRING")
+        .column("price", "DOUBLE")
+        .column("event_ms", "BIGINT")
+        .column_by_expression("event_time", "TO_TIMESTAMP_LTZ(event_ms, 3)")
+        .watermark("event_time", "event_time - INTERVAL '10' MINUTE")
+        .build()
+    )
+    tables.create_temporary_view("events", tables.from_data_stream(events, watermarked))
+    for name, tag in (("rejected_dead", DEAD_LETTERS), ("rejected_poison", QUARANTINE)):
+        rejected = tables.from_data_stream(events.get_side_output(tag))
+        tables.create_temporary_view(name, rejected)
+    return insert_all(tables, output)
+
+
+def insert_all(tables: StreamTableEnvironment, output: Path) -> Any:
+    statements = statements_of(output)
+    for name in OUTPUTS:
+        tables.execute_sql(statements[name])
+    inserts = tables.create_statement_set()
+    for name in OUTPUTS:
+        inserts.add_insert_sql(statements[f"insert {name}"])
+    return inserts.execute()
+
+
+def statements_of(output: Path) -> dict[str, str]:
+    """The statements of the SQL file beside this one, by the comment above each."""
+    text = Path(__file__).with_suffix(".sql").read_text()
+    filled = Template(text).substitute(output=output.resolve().as_uri(), rolling=ROLLING)
+    parts = [part.split("\n", 1) for part in filled.split("-- ") if part]
+    return {name: statement.strip() for name, statement in parts}
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, or of all finished files below a folder."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    visible = (f for f in path.rglob("*") if f.is_file() and not f.name.startswith((".", "_")))
+    return sum(map(count_lines, visible))
+
+
+class CpuOfTree:
+    """CPU time of this process and of all it starts, gathered while they live."""
+
+    INTERVAL_S = 0.25
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._parents: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def total_s(self) -> float:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        return sum(self._seconds.values())
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.INTERVAL_S):
+            self._look()
+
+    def _look(self) -> None:
+        tick = os.sysconf("SC_CLK_TCK")
+        processes = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has just ended
+            processes[stat.parent.name] = (fields[1], (int(fields[11]) + int(fields[12])) / tick)
+        ours = {str(os.getpid()), *self._seconds}
+        grown = True
+        while grown:
+            children = {pid for pid, (parent, _) in processes.items() if parent in ours} - ours
+            grown = bool(children)
+            ours |= children
+        for pid in ours & processes.keys():
+            self._seconds[pid] = max(processes[pid][1], self._seconds.get(pid, 0.0))
+
+
+if __name__ == "__main__":
+    # What lies in __main__ is pickled into the workers with all it refers to (T6); they import
+    # this file by its name instead.
+    sys.path[0] = str(ROOT)
+    from bench.rat_columns import main as imported_main
+
+    sys.exit(imported_main())

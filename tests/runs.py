@@ -1,0 +1,105 @@
+"""Real runs of the command for the tests: started as a user starts it, and always ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from flink_jobs.generate import generate
+
+BREAKWATER = Path(sys.executable).with_name("breakwater")
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+RUN_ENDS_WITHIN_S = 240
+SOON_S = 120
+
+
+def events(
+    path: Path, n: int, *, bad_rate: float = 0.03, disorder_s: float = 15, seed: int = 1
+) -> Path:
+    """A generated input file: 100 events a second of event time."""
+    generate(n, bad_rate, disorder_s, 200, seed, START, path)
+    return path
+
+
+def settings_file(path: Path, **tables: dict[str, object]) -> Path:
+    """A TOML file from tables of plain values."""
+    lines = []
+    for table, values in tables.items():
+        lines.append(f"[{table}]")
+        lines += [f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in values.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [str(BREAKWATER), *map(str, arguments)]
+
+
+def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=RUN_ENDS_WITHIN_S,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+    )
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Start the command; what the test does not end is killed."""
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=RUN_ENDS_WITHIN_S)
+
+
+def wait_until(what: str, condition: Callable[[], object], within_s: float = SOON_S) -> None:
+    """Poll until a condition holds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.05)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run that is going on."""
+    return list((output / ".breakwater" / "checkpoints").glob("*/chk-*/_metadata"))
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below one: id to command line."""
+    parents: dict[int, int] = {}
+    lines: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    below = {pid}
+    while more := {p for p, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {p: lines[p] for p in below - {pid} if p in lines}
+
+
+def python_workers(pid: int) -> list[int]:
+    """The Python workers that Flink has started for a run."""
+    return [p for p, line in descendants(pid).items() if "beam_boot" in line and "bin/python" in line.split(" ")[0]]
