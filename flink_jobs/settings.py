@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,6 +302,8 @@ def load_settings(
 ) -> Settings:
     """Read the settings from all sources and check everything that can be checked at start.
 
+    The contract is looked for in the current folder and beside the settings file too.
+
     Args:
         config: A TOML file; none is looked for when it is not given.
         overrides: From the command line, by dotted name; None is not given.
@@ -321,8 +324,19 @@ def load_settings(
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError(_explain(error, layers)) from None
+    _search_for_contracts(config)
     _check_rules(settings, layers)
     return settings
+
+
+def _search_for_contracts(config: Path | None) -> None:
+    """Let a contract stand in the current folder or beside the settings, as a user's does.
+
+    They come last in the search: a module of theirs never takes the place of an installed one.
+    """
+    for folder in (Path.cwd(), *([config.resolve().parent] if config else [])):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def settings_table() -> list[tuple[str, str, str, str]]:

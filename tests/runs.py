@@ -103,3 +103,12 @@ def descendants(pid: int) -> dict[int, str]:
 def python_workers(pid: int) -> list[int]:
     """The Python workers that Flink has started for a run."""
     return [p for p, line in descendants(pid).items() if "beam_boot" in line and "bin/python" in line.split(" ")[0]]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits for its parent to take note of its end does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -260,9 +260,6 @@ class Judge:
 
     def _unexplained(self, refusal: Exception | None) -> Rejection:
         """A refusal that no single field explains: the Struct's own rules, or a bad duplicate."""
-        malformed = isinstance(refusal, (msgspec.DecodeError, RecursionError))
-        if malformed and not isinstance(refusal, msgspec.ValidationError):
-            return _invalid_json(refusal)
         message = "the event does not fit its columns" if refusal is None else _error_text(refusal)
         return self._reject([Violation(SCHEMA_ERROR, "", "", message)])
 
@@ -365,7 +362,7 @@ def _not_utf8(payload: bytes) -> Rejection | None:
     return None
 
 
-def _invalid_json(error: Exception | None) -> Rejection:
+def _invalid_json(error: Exception) -> Rejection:
     if isinstance(error, RecursionError):
         return _quarantine(INVALID_JSON, "not JSON: nested too deep")
     return _quarantine(INVALID_JSON, f"not JSON: {error}")
