@@ -1,0 +1,1 @@
+"""What is submitted, one module a job, and what the command line needs around it."""

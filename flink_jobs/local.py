@@ -123,7 +123,8 @@ def _plan_to_resume(settings: Settings, inputs: list[Path], folder: OutputFolder
             if before[name].get(key) != value:
                 raise UserError(
                     f"{name}.{key} is {value}, but the run in {folder.root} began with "
-                    f"{before[name].get(key)}: resume with the same, or start over with --overwrite",
+                    f"{before[name].get(key)}: resume with the same, "
+                    "or start over with --overwrite",
                     WRONG_CALL,
                 )
     return plan
@@ -279,7 +280,7 @@ def _progress_line(counters: Mapping[str, Any], splits: int, seconds: float) -> 
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event: an exception would cut a call to Java in the middle."""
+    """Turn Ctrl-C and SIGTERM into an event: an exception would cut a call to Java in two."""
     event = threading.Event()
     former = {
         number: signal.signal(number, lambda *_: event.set())
@@ -314,7 +315,9 @@ def _one_line(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {_reason(error)}") from error
 
 
-_PYTHON_FAULT: Final = re.compile(r"^(?:\w+\.)*(?:SourceFileError|BridgeError): (.*)$", re.MULTILINE)
+_PYTHON_FAULT: Final = re.compile(
+    r"^(?:\w+\.)*(?:SourceFileError|BridgeError): (.*)$", re.MULTILINE
+)
 _CAUSE: Final = re.compile(r"^Caused by: (?:[\w$]+\.)*([\w$]+(?:: .*)?)$", re.MULTILINE)
 
 

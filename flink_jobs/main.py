@@ -1,7 +1,7 @@
 """The main job: records in, every one of them to exactly one place, windows over the good ones.
 
-`main` reads the settings, `run` chooses the parts that they name, `define_workflow` is the flow: read
-it from top to bottom to find where anything happens.
+`main` reads the settings, `run` chooses the parts that they name, `define_workflow` is the flow:
+read it from top to bottom to find where anything happens.
 """
 
 from __future__ import annotations
@@ -75,17 +75,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def run(
-    settings: Settings, plan: ReadPlan, output: Path, options: Mapping[str, str]
-) -> JobClient:
+def run(settings: Settings, plan: ReadPlan, output: Path, options: Mapping[str, str]) -> JobClient:
     """Start the job with the parts that the settings name, and return without waiting for it.
 
     Args:
         settings: all of them.
         plan: the files to read.
         output: folder of the outputs.
-        options: Flink options of this place (where checkpoints go, what to start from); those of the
-            settings win.
+        options: Flink options of this place (where checkpoints go, what to start from); those of
+            the settings win.
     """
     configuration = Configuration()
     for name, value in {**flink_options(settings), **options, **settings.flink}.items():
@@ -132,12 +130,21 @@ def define_workflow(
     judged = source.batches(env).process(Intake(rules), PROGRESS_AND_BATCH)
     judged.uid("intake").name("intake").set_parallelism(source.parallelism)
 
+    sinks.add("processed_events", judged, event_row)
+
     # What is turned away goes to its folder, in its envelope.
-    dead_row, poison_row = row_type(*DEAD_LETTER_FOLDERS), row_type(*QUARANTINE_FOLDERS)
-    dead = unbatch(side_output(judged, DEAD_LETTER_TAG), dead_row, uid="dead-letters-rows")
-    error_sinks.add("dead_letters", dead, dead_row, DEAD_LETTER_FOLDERS)
-    poison = unbatch(side_output(judged, QUARANTINE_TAG), poison_row, uid="quarantine-rows")
-    error_sinks.add("quarantine", poison, poison_row, QUARANTINE_FOLDERS)
+    error_sinks.add(
+        "dead_letters",
+        side_output(judged, DEAD_LETTER_TAG),
+        row_type(*DEAD_LETTER_FOLDERS),
+        DEAD_LETTER_FOLDERS,
+    )
+    error_sinks.add(
+        "quarantine",
+        side_output(judged, QUARANTINE_TAG),
+        row_type(*QUARANTINE_FOLDERS),
+        QUARANTINE_FOLDERS,
+    )
 
     # Any reader may read any file, so only one place can know how far each has come: files have
     # one subtask for the watermark, through which whole batches pass. A topic's partition has one
@@ -161,7 +168,6 @@ def define_workflow(
         window_ms=windows.size_ms,
     )
     sinks.add("late_events", late, event_row)
-    sinks.add("processed_events", events.union(late), event_row)
 
     # Windows are Flink SQL.
     table_env.create_temporary_view(
@@ -171,8 +177,8 @@ def define_workflow(
     name_sql_steps(user_windows, "user-windows")
     sinks.add("user_windows", user_windows, WINDOW_LINE)
 
-    # The books: what came in and was turned away, what was processed, windowed and late.
-    received = unbatch(side_output(judged, COUNTS_TAG), LINE, uid="received-rows")
+    # The books: what came in and was turned away; what was processed, windowed and late.
+    received = unbatch(side_output(judged, COUNTS_TAG), LINE, uid="received")
     sinks.add("ledger", received.union(counted), LINE)
 
 

@@ -103,7 +103,7 @@ class OutputFolder:
         self._run_mark.write_bytes(msgspec.json.encode(mark))
 
     def _end_former_run(self) -> None:
-        """Wait for the JVM of a driver that was killed: it goes by itself, but it may still write."""
+        """Wait for the JVM of a killed driver: it goes by itself, but it may still write."""
         try:
             former = msgspec.json.decode(self._run_mark.read_bytes(), type=RunMark)
         except (OSError, msgspec.MsgspecError):

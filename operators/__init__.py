@@ -1,0 +1,1 @@
+"""Steps of the stream: thin shells around the rules."""

@@ -2,8 +2,9 @@
 
 Arrow batches cross the border, records do not. The Java source stands in ``operators/jvm/``; Flink
 compiles it on its task managers, by the mechanism its own SQL operators use (``GeneratedOperator``
-and ``CodeGenOperatorFactory``): there is no jar to build or to ship. This module is the only one that
-touches Flink's internals; `require_bridge` says so in one line when a Flink version changes them.
+and ``CodeGenOperatorFactory``): there is no jar to build or to ship. This module is the only one
+that touches Flink's internals; `require_bridge` tells in one line when a Flink version has changed
+them.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def marks(
 
 
 def join_lines(
-    stream: DataStream,
+    lines: DataStream,
     row: DataType,
     *,
     uid: str,
@@ -145,10 +146,19 @@ def join_lines(
     max_age_ms: int,
     partition_fields: int = 0,
 ) -> DataStream:
-    """Rows that begin with a line to blocks of lines, one a partition (LineJoiner.java)."""
-    text = _logical(row).getTypeAt(0).getTypeRoot().name() == "VARCHAR"
-    refs = [partition_fields, text, max_records, max_bytes, max_age_ms]
-    return _add(stream, "LineJoiner", uid, refs, _row_info(row))
+    """Lines to blocks of lines, one a partition (LineJoiner.java).
+
+    Args:
+        lines: rows of the type, or Arrow batches of them (bytes, or `PROGRESS_AND_BATCH`).
+        row: the first field is the line, ended by a newline; the next ones name the partition.
+        uid: uid and name of the step.
+        max_records: lines after which the blocks are handed on.
+        max_bytes: bytes after which they are.
+        max_age_ms: how long the first line waits at most.
+        partition_fields: how many fields name the partition.
+    """
+    refs = [_logical(row), partition_fields, max_records, max_bytes, max_age_ms]
+    return _add(lines, "LineJoiner", uid, refs, _row_info(row))
 
 
 def side_output(stream: DataStream, tag: OutputTag) -> DataStream:

@@ -1,13 +1,13 @@
 """The file source: JSON lines in plain or gzip files, read in splits by Python itself.
 
-Flink's number source hands out tickets and keeps count of them in its checkpoints; the reader turns a
-ticket into a split of a file and reads that. Flink finishes a Python bundle before it takes a
+Flink's number source hands out tickets and keeps count of them in its checkpoints; the reader turns
+a ticket into a split of a file and reads that. Flink finishes a Python bundle before it takes a
 checkpoint, so a split is wholly before a checkpoint or wholly after it.
 
 Guarantee: each line of a file, as long as it was when the run was planned, is read exactly once in
-what the job commits, whatever crashes. A file that is appended to is read as far as it was listed; a
-line that starts there is read to its end. A file that has vanished or shrunk stops the job with its
-name, and nothing is lost: put it back and resume.
+what the job commits, whatever crashes. A file that is appended to is read as far as it was listed;
+a line that starts before that is read to its end. A file that has vanished or shrunk stops the job
+with its name, and nothing is lost: put it back and resume.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def open_listed(file: InputFile) -> BinaryIO:
         SourceFileError: it has vanished, is not readable, or is shorter than it was.
     """
     try:
-        opened = Path(file.path).open("rb")
+        opened = Path(file.path).open("rb")  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise SourceFileError(
             f"input file {file.path} cannot be read any more ({error.strerror}): "

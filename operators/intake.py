@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyflink.common import Row
@@ -18,18 +16,17 @@ from operators.batches import (
     LINES,
     QUARANTINE,
     Progress,
-    SplitMark,
     from_bytes,
     pack_progress,
     to_bytes,
 )
 from operators.bridge import BYTES
 from operators.events import Columns, EventColumns
+from operators.origin import Origin
 from operators.rules.contract import Contract
 from operators.rules.envelope import Source, envelope_line
 from operators.rules.failure import category_of, queue_of
 from operators.rules.poison import PoisonRules
-from operators.rules.splits import UNKNOWN_MS
 from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import Judge, Rejection
 
@@ -110,49 +107,41 @@ class Intake(ProcessFunction):  # type: ignore[misc]
             batch=to_bytes(self._accepted(origin, judged)),
         )
         yield from self._rejected(batch, judged, now_ms)
-        if origin.records:
-            yield COUNTS_TAG, to_bytes(_lines(origin.counts(judged.rejected)))
+        if batch.num_rows:
+            lines = origin.count_lines(STAGE, judged.rejected)
+            yield COUNTS_TAG, to_bytes(pa.record_batch([pa.array(lines, pa.binary())], LINES))
 
     def _accepted(self, origin: Origin, judged: Judged) -> pa.RecordBatch:
-        rows = judged.rows
-        return self._events.batch(
-            judged.columns,
-            [origin.topics[i] for i in rows],
-            [origin.partitions[i] for i in rows],
-            [origin.offsets[i] for i in rows],
-        )
+        return self._events.batch(judged.columns, *origin.coordinates(judged.rows))
 
     def _progress(self, origin: Origin, judged: Judged) -> list[Progress]:
         times = judged.columns.arrow[self._rules.contract.event_time].cast(pa.int64())
-        return origin.progress(judged.rows, times.to_pylist())
+        return origin.progress(judged.rows, times.to_numpy())
 
     def _rejected(
         self, batch: pa.RecordBatch, judged: Judged, now_ms: int
     ) -> Iterator[tuple[OutputTag, bytes]]:
+        if not judged.rejected:
+            return
+        date = iso_utc_ms(now_ms)[:10]
         dead: list[dict[str, Any]] = []
         poison: list[dict[str, Any]] = []
-        date = iso_utc_ms(now_ms)[:10]
-        for i, rejection in judged.rejected:
-            line = self._envelope(batch, i, rejection, now_ms) + b"\n"
-            if rejection.kind == "quarantine":
-                poison.append({"line": line, "reason": rejection.error_type})
+        records = batch.take(pa.array([row for row, _ in judged.rejected])).to_pylist()
+        for record, (_, why) in zip(records, judged.rejected, strict=True):
+            line = self._envelope(record, why, now_ms) + b"\n"
+            if why.kind == "quarantine":
+                poison.append({"line": line, "reason": why.error_type})
             else:
-                queue = queue_of(category_of(rejection.error_type))
+                queue = queue_of(category_of(why.error_type))
                 dead.append(
-                    {
-                        "line": line,
-                        "queue": queue,
-                        "date": date,
-                        "error_type": rejection.error_type,
-                    }
+                    {"line": line, "queue": queue, "date": date, "error_type": why.error_type}
                 )
         if dead:
             yield DEAD_LETTER_TAG, to_bytes(pa.RecordBatch.from_pylist(dead, DEAD_LETTERS))
         if poison:
             yield QUARANTINE_TAG, to_bytes(pa.RecordBatch.from_pylist(poison, QUARANTINE))
 
-    def _envelope(self, batch: pa.RecordBatch, row: int, why: Rejection, now_ms: int) -> bytes:
-        record = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+    def _envelope(self, record: dict[str, Any], why: Rejection, now_ms: int) -> bytes:
         return envelope_line(
             record["payload"] or b"",
             why,
@@ -173,91 +162,11 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the records of a batch come from, row by row."""
-
-    mark: SplitMark | None
-    topics: list[str]
-    partitions: list[int]
-    offsets: list[int]
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Origin:
-        """Read the coordinates of a batch."""
-        return cls(
-            SplitMark.of(batch.schema.metadata),
-            batch.column("source_topic").to_pylist(),
-            batch.column("source_partition").to_pylist(),
-            batch.column("source_offset").to_pylist(),
-        )
-
-    @property
-    def records(self) -> int:
-        """Records in the batch."""
-        return len(self.offsets)
-
-    def progress(self, rows: list[int], times_ms: list[int]) -> list[Progress]:
-        """What the batch tells of its source partitions; times are those of the accepted rows."""
-        if self.mark is not None:
-            newest = max(times_ms, default=UNKNOWN_MS)
-            mark = self.mark
-            return [Progress(mark.partition, mark.ordinal, mark.last, self.records, newest)]
-        newest_of: dict[tuple[str, int], int] = {}
-        for row, time in zip(rows, times_ms, strict=True):
-            source = self.topics[row], self.partitions[row]
-            newest_of[source] = max(time, newest_of.get(source, UNKNOWN_MS))
-        received = Counter(zip(self.topics, self.partitions, strict=True))
-        return [
-            Progress(
-                f"{topic}/{partition}", -1, False, n, newest_of.get((topic, partition), UNKNOWN_MS)
-            )
-            for (topic, partition), n in received.items()
-        ]
-
-    def counts(self, rejected: list[tuple[int, Rejection]]) -> list[bytes]:
-        """One line a source partition: what came in, and what of it was turned away."""
-        sources = list(zip(self.topics, self.partitions, strict=True))
-        received = Counter(sources)
-        first: dict[tuple[str, int], int] = {}
-        last: dict[tuple[str, int], int] = {}
-        for source, offset in zip(sources, self.offsets, strict=True):
-            first.setdefault(source, offset)
-            last[source] = offset
-        turned_away = Counter((sources[i], r.kind, r.error_type) for i, r in rejected)
-        return [
-            msgspec.json.encode(
-                {
-                    "stage": STAGE,
-                    "source_topic": source[0],
-                    "source_partition": source[1],
-                    "first_offset": first[source],
-                    "last_offset": last[source],
-                    "received": n,
-                    "dead_lettered": _of(turned_away, source, "dead_letter"),
-                    "quarantined": _of(turned_away, source, "quarantine"),
-                }
-            )
-            + b"\n"
-            for source, n in received.items()
-        ]
-
-
-def _of(
-    counts: Counter[tuple[tuple[str, int], str, str]], source: tuple[str, int], kind: str
-) -> dict[str, int]:
-    return {name: n for (s, k, name), n in counts.items() if s == source and k == kind}
-
-
-def _lines(lines: list[bytes]) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(lines, pa.binary())], schema=LINES)
-
-
 def judge_batch(batch: pa.RecordBatch, judge: Judge, events: EventColumns, now_ms: int) -> Judged:
     """The verdict on every record of a batch: `Judge.judge` for each, but fast for the good ones.
 
-    A record that decodes, and on which no check of a whole column falls, is accepted as it is. Every
-    other one gets the second look.
+    A record that decodes, and on which no check of a whole column falls, is accepted as it is.
+    Every other one gets the second look.
     """
     payloads = batch.column("payload").to_pylist()
     rows, decoded, doubtful = _decode(payloads, judge)
@@ -283,7 +192,7 @@ def _decode(payloads: list[bytes | None], judge: Judge) -> tuple[list[int], list
             events.append(decode(payload))  # type: ignore[arg-type]
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, the second look names it
+        except Exception:
             failed.add(row)
         else:
             rows.append(row)

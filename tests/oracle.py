@@ -1,7 +1,7 @@
 """The oracle: what a run must produce, worked out again from the input in plain Python.
 
-It shares no code with Breakwater: its own line splitting, the standard library's JSON parser, its own
-rules. It is slow and simple on purpose. `assert_run_is_right` compares a whole output folder with it.
+It shares no code with Breakwater: its own line splitting, the standard library's JSON parser, its
+own rules. It is slow and simple on purpose. `assert_run_is_right` compares a whole output folder.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def expect(paths: list[Path], max_record_bytes: int = 1_048_576) -> Expected:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    data = gzip.open(path).read() if path.name.endswith(".gz") else path.read_bytes()
+    data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
     offset = 0
     while offset < len(data):
         end = data.find(b"\n", offset)

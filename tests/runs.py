@@ -33,7 +33,9 @@ def settings_file(path: Path, **tables: dict[str, object]) -> Path:
     lines = []
     for table, values in tables.items():
         lines.append(f"[{table}]")
-        lines += [f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in values.items()]
+        lines += [
+            f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in values.items()
+        ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -42,7 +44,9 @@ def command(*arguments: object) -> list[str]:
     return [str(BREAKWATER), *map(str, arguments)]
 
 
-def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
         command(*arguments),
@@ -90,7 +94,9 @@ def descendants(pid: int) -> dict[int, str]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
-                lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                lines[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                )
             except OSError:
                 continue
             parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
@@ -102,11 +108,15 @@ def descendants(pid: int) -> dict[int, str]:
 
 def python_workers(pid: int) -> list[int]:
     """The Python workers that Flink has started for a run."""
-    return [p for p, line in descendants(pid).items() if "beam_boot" in line and "bin/python" in line.split(" ")[0]]
+    return [
+        p
+        for p, line in descendants(pid).items()
+        if "beam_boot" in line and "bin/python" in line.split(" ")[0]
+    ]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits for its parent to take note of its end does not."""
+    """Whether a process runs; one that has ended but not been waited for does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -1,11 +1,14 @@
 /**
- * Rows to blocks of lines: a file sink that is written a block at a time is several times faster
+ * Lines to blocks of lines: a file sink that is written a block at a time is several times faster
  * than one written a line at a time (each write to a recoverable stream is a system call).
- * Input: RowData whose first field is a line, ended by a newline, as bytes or a string, and whose
- * next fields name the partition. Output: RowData (block without its last newline, partition...).
+ *
+ * Input: RowData, or a whole Arrow batch of such rows (byte[], or the last field of a Row). The first
+ * field is a line, ended by a newline, as bytes or a string; the next ones name its partition.
+ * Output: RowData (block without its last newline, partition...).
  * Keeps nothing across a checkpoint: it flushes before the barrier.
  */
 public class LineJoiner extends Flushing {
+  private final RowType type;
   private final int partitionFields;
   private final boolean text;
   private transient Map blocks;
@@ -13,8 +16,9 @@ public class LineJoiner extends Flushing {
   public LineJoiner(Object[] refs, StreamTask task, StreamConfig config, Output output,
       ProcessingTimeService times) {
     super(((Number) refs[2]).intValue(), ((Number) refs[3]).longValue(), ((Number) refs[4]).longValue());
-    this.partitionFields = ((Number) refs[0]).intValue();
-    this.text = ((Boolean) refs[1]).booleanValue();
+    this.type = (RowType) refs[0];
+    this.partitionFields = ((Number) refs[1]).intValue();
+    this.text = type.getTypeAt(0).getTypeRoot() == LogicalTypeRoot.VARCHAR;
     this.processingTimeService = times;
     setup(task, config, output);
   }
@@ -25,7 +29,27 @@ public class LineJoiner extends Flushing {
   }
 
   public void processElement(StreamRecord record) throws Exception {
-    RowData row = (RowData) record.getValue();
+    Object value = record.getValue();
+    if (value instanceof RowData) {
+      add((RowData) value);
+    } else if (value instanceof Row) {
+      addBatch((byte[]) ((Row) value).getField(((Row) value).getArity() - 1));
+    } else {
+      addBatch((byte[]) value);
+    }
+  }
+
+  private void addBatch(byte[] batch) throws Exception {
+    ArrowSerializer arrow = new ArrowSerializer(type, type);
+    arrow.open(new java.io.ByteArrayInputStream(batch), new java.io.ByteArrayOutputStream(0));
+    int rows = arrow.load();
+    for (int i = 0; i < rows; i++) {
+      add(arrow.read(i));
+    }
+    arrow.close();
+  }
+
+  private void add(RowData row) throws Exception {
     byte[] line = text ? row.getString(0).toBytes() : row.getBinary(0);
     java.io.ByteArrayOutputStream block = block(row);
     block.write(line, 0, line.length);

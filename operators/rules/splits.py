@@ -1,8 +1,9 @@
 """Which bytes of which file are read when, and what is a line: pure decisions of the file source.
 
-A file is cut into splits of a fixed number of bytes (of compressed bytes where it is compressed). A
-line belongs to the split in which its first byte lies, so each line is read exactly once whatever the
-cut. Splits are dealt out to lanes, one lane a reader, in order of event time.
+A file is cut into splits of a fixed number of bytes (of compressed bytes where it is compressed).
+A line belongs to the split in which its first byte lies (of a compressed file, to the one in which
+it ends), so each line is read exactly once whatever the cut. Splits are dealt out to lanes, one
+lane a reader, in order of event time.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """All that one run reads, in which pieces, in how many lanes. The same plan serves a resumed run.
+    """What one run reads, in which pieces, in how many lanes. A resumed run has the same plan.
 
     Attributes:
         files: in the order in which they are read.
@@ -121,7 +122,7 @@ class ReadPlan:
 
 
 def reading_order(files: Iterable[InputFile]) -> tuple[InputFile, ...]:
-    """Files by their first event's time, the unknown first: what holds the windows open is read soon."""
+    """Files by their first event's time; the unknown first, as they hold all windows open."""
     return tuple(
         sorted(
             files,
@@ -166,7 +167,8 @@ class LineAssembler:
     """Cuts bytes that come piece by piece into lines; a line may span any number of pieces.
 
     A line ends with a newline, with or without a carriage return before it; the last one may lack
-    it. A byte order mark at the beginning of the file is not part of its first line. Memory is bounded by the piece and the two limits, however long a line is.
+    it. A byte order mark at the beginning of the file is not part of its first line. Memory is
+    bounded by the piece and the two limits, however long a line is.
     """
 
     def __init__(self, offset: int, max_bytes: int, keep_bytes: int) -> None:

@@ -26,8 +26,6 @@ def epoch_ms(value: datetime) -> int:
         zone ahead of UTC are in year 0. Never raises for such a value.
     """
     start = _EPOCH if value.utcoffset() is None else _EPOCH_UTC
-    if start is _EPOCH and value.tzinfo is not None:
-        value = value.replace(tzinfo=None)
     delta = value - start
     return delta.days * 86_400_000 + delta.seconds * 1000 + delta.microseconds // 1000
 

@@ -90,7 +90,7 @@ def test_disorder_within_the_delay_makes_no_event_late_whatever_the_files(
     assert ledger["late"] == 0
 
 
-CONTRACT = '''
+CONTRACT = """
 from datetime import datetime
 from typing import Annotated, Literal, Optional
 import msgspec
@@ -103,7 +103,7 @@ class Reading(msgspec.Struct, rename="camel"):
     unit: Literal["C", "F"] = "C"
     humidity: Optional[float] = None
     calibrated: Optional[datetime] = None
-'''
+"""
 
 
 def test_another_domain_needs_nothing_but_its_contract(tmp_path: Path) -> None:
@@ -184,9 +184,13 @@ def test_odd_files_each_have_a_defined_result(tmp_path: Path) -> None:
     assert [r["source_topic"] for r in unreadable] == [str(folder / "cut.jsonl.gz")]
     assert ledger["quarantined"] == {"oversized": 1, "unreadable": 1}
     from_whole_files = [
-        r for r in rows(output / "processed_events") if not r["source_topic"].endswith("cut.jsonl.gz")
+        r
+        for r in rows(output / "processed_events")
+        if not r["source_topic"].endswith("cut.jsonl.gz")
     ]
-    assert {(r["source_topic"], r["source_offset"]) for r in from_whole_files} == set(expected.processed)
+    assert {(r["source_topic"], r["source_offset"]) for r in from_whole_files} == set(
+        expected.processed
+    )
     (long,) = [r for r in rows(output / "quarantine") if r["error_type"] == "oversized"]
     assert long["message_bytes"] == 50_000_000
     assert len(long["original_message"]) == 65_536

@@ -48,6 +48,23 @@ class Strict(msgspec.Struct, forbid_unknown_fields=True):
             self.high = "a text"  # type: ignore[assignment]
 
 
+Word = Literal[tuple(f"choice-{i}" for i in range(500))]
+
+
+class Wordy(msgspec.Struct):
+    """Whose messages are long."""
+
+    key: str
+    at: datetime
+    one: Word  # type: ignore[valid-type]
+    two: Word  # type: ignore[valid-type]
+
+
+class WithOwnFuture(msgspec.Struct):
+    key: str
+    at: Annotated[datetime, Meta(extra={"error_type": "future_timestamp"})]
+
+
 class Kebab(msgspec.Struct, rename="kebab"):
     machine_id: str
     measured_at: datetime

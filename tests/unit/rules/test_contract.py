@@ -96,6 +96,11 @@ def test_constraints_are_named_in_field_order_and_literals_after_them() -> None:
     )
 
 
+def test_a_time_in_the_future_is_named_last_even_if_a_field_calls_its_errors_so() -> None:
+    expected = ("schema_error", "missing_required", "future_timestamp")
+    assert load("WithOwnFuture").error_types == expected
+
+
 def test_a_name_that_is_no_identifier_gives_an_error_type_that_can_name_a_folder() -> None:
     contract = load("Kebab", "machine-id", "measured-at", "oil-level")
     assert contract.column("oil-level").invalid_error == "invalid_oil_level"

@@ -222,6 +222,7 @@ def test_of_a_payload_that_the_reader_has_cut_the_whole_is_told() -> None:
     assert letter["message_checksum"] == checksum
     assert letter["message_truncated"] is True
     assert (letter["encoding"], letter["original_message"]) == ("utf-8", "")
+    assert letter_of(b"short", payload_bytes=6)["message_truncated"] is True
 
 
 # --- bounds

@@ -139,7 +139,18 @@ def test_a_row_may_leave_lines_out_and_have_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [b"{", b"[]", b'{"received":"3"}', b'{"late":1.5}', b'{"quarantined":3}', b"\xff"]
+    "row",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"received":"3"}',
+        b'{"late":1.5}',
+        b'{"quarantined":3}',
+        b'{"quarantined":{"\xff":3}}',
+        b'{"other":' + b"[" * 100_000,
+    ],
+    ids=lambda row: row[:20],
 )
 def test_a_row_that_cannot_be_read_is_named(row: bytes) -> None:
     with pytest.raises(LedgerError, match="ledger row 2 cannot be read: "):

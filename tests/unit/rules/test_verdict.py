@@ -36,6 +36,7 @@ from tests.unit.rules.records import (
 from udfs.ecommerce import EcommerceEvent
 
 MAX_RECORD_BYTES = 10_000
+WORDY = ("tests.unit.rules.contracts:Wordy", "key", "at")
 STRICT = ("tests.unit.rules.contracts:Strict", "key", "at")
 QUARANTINE_REASONS = {"empty_message", "oversized", "null_bytes", "invalid_json"}
 
@@ -204,6 +205,9 @@ def test_a_pattern_quarantines_even_a_good_record() -> None:
         record(price=Raw("-NaN")),
         record(price=Raw("1NaN")),
         record(price=Raw("NaNs")),
+        record(price=Raw("NaN5")),
+        record(price=Raw("1Infinity")),
+        record(price=Raw("Infinity5")),
         record(price=Raw("NaN.NaN")),
         record(price=Raw("NaN NaN")),
         b"NaN",
@@ -402,6 +406,26 @@ def test_a_long_value_is_cut_in_its_violation() -> None:
     assert violation.value.endswith("…")
 
 
+def test_a_long_value_may_be_cut_inside_a_character() -> None:
+    for shift in ("", "x", "xx", "xxx"):
+        payload = record(price=Raw(f'"{shift}{"😀" * 300}"'))
+        (violation,) = rejected(payload).violations
+        assert violation.value == f'"{shift}{"😀" * 300}'[: MAX_VALUE_CHARS - 1] + "…"
+
+
+def test_long_messages_are_cut() -> None:
+    rejection = rejected(
+        record({"key": "k", "at": "2026-01-01T00:00:00Z", "one": "x", "two": "y"}), judge_of(WORDY)
+    )
+    assert [len(v.message) for v in rejection.violations] == [MAX_MESSAGE_CHARS] * 2
+    assert len(rejection.message) == MAX_MESSAGE_CHARS
+
+
+def test_a_long_pattern_is_cut_in_the_message() -> None:
+    poison = PoisonRules((PoisonPattern("view" + "|x" * 2000, "views"),))
+    assert len(rejected(record(), judge_of(ECOMMERCE, poison)).message) == MAX_MESSAGE_CHARS
+
+
 def test_a_message_names_no_value_so_that_fingerprints_agree() -> None:
     one, other = rejected(record(action="one")), rejected(record(action='it\'s "other"'))
     assert one.message == other.message
@@ -541,3 +565,4 @@ def test_bounded_text_says_that_it_was_cut() -> None:
     assert bounded_text("abcdef", 6) == "abcdef"
     assert bounded_text("abcdefg", 6) == "abcde…"
     assert bounded_text("a\ud800", 10) == "a\\ud800"
+    assert bounded_text("a\ud800", 4) == "a\\ud"
