@@ -1,20 +1,42 @@
-# The two commands of the README: `make run` and `make test`. Everything else serves them.
+# The two commands of the README are `make run` and `make test`; everything else serves them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+DEMO_EVENTS ?= 200000
+TESTS ?= tests
 
-.PHONY: run test check bench venv clean
+.PHONY: help run test check bench venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-venv: $(VENV)/.ready  ## create the environment from the pinned constraints
+run: venv  ## generate events with every kind of damage, run the main job on them, show its books
+	@mkdir -p $(DEMO)
+	$(BIN)/breakwater generate --events $(DEMO_EVENTS) --out $(DEMO)/events.jsonl
+	$(BIN)/breakwater run --input $(DEMO)/events.jsonl --output $(DEMO)/out --overwrite
+
+test: venv  ## run the tests; TESTS=tests/unit for the fast ones only
+	$(BIN)/python -m pytest $(TESTS)
+
+check: venv  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv  ## measure side by side; the table in bench/README.md comes from here
+	$(BIN)/python bench/main_job.py
+
+venv: $(VENV)/.ready  ## create .venv with the exact versions of constraints.txt
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(0 if (3,10)<=v<=(3,12) else "Breakwater needs Python 3.10 to 3.12, this is %d.%d: run make with PYTHON=python3.11" % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("Breakwater needs Python 3.10 to 3.12, %s is %d.%d: name another one, as in make run PYTHON=python3.11" % (sys.executable, *v))'
+	@echo "creating $(VENV): about 1 GB, a minute or two"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+clean:  ## remove what make made
+	rm -rf $(VENV) $(DEMO) bench/data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -209,9 +209,18 @@ def _doubtful_as_received(
             yield from _rows_where(column.is_valid())
     lengths = pc.binary_length(batch.column("payload"))
     yield from _rows_where(pc.greater(lengths, judge.max_record_bytes).fill_null(True))
+    yield from _not_utf8(batch, payloads)
     if judge.poison.has_patterns:
         match = judge.poison.match
         yield from (row for row, payload in enumerate(payloads) if payload and match(payload))
+
+
+def _not_utf8(batch: pa.RecordBatch, payloads: list[bytes | None]) -> Iterator[int]:
+    """Rows that may not be UTF-8: msgspec does not look into fields that the contract lacks."""
+    try:
+        batch.column("payload").cast(pa.string())
+    except pa.ArrowInvalid:
+        yield from (row for row, p in enumerate(payloads) if p is not None and not p.isascii())
 
 
 def _rows_where(mask: pa.Array) -> list[int]:

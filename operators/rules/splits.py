@@ -234,13 +234,13 @@ class LineAssembler:
     def _close(self, lines: Lines) -> None:
         line, self._open = self._open, None
         assert line is not None  # noqa: S101 - for the type checker; the callers have looked
+        line.end()
         head = line.head
         if line.size > self._max_bytes:
             lines.oversized[len(lines)] = Oversized(line.size, line.checksum)
             head = head[: self._keep_bytes]
-        skip = len(BOM) if line.offset == 0 and head.startswith(BOM) else 0
-        lines.offsets.append(line.offset + skip)
-        lines.payloads.append(head[skip:])
+        lines.offsets.append(line.offset)
+        lines.payloads.append(head)
 
 
 class _OpenLine:
@@ -263,10 +263,23 @@ class _OpenLine:
         return self._md5.hexdigest()
 
     def add(self, piece: bytes) -> None:
-        # A carriage return at the very end belongs to the end of line: hold it until more follows.
         piece = self._held + piece
+        if self.offset == 0 and self.size == 0:
+            if len(piece) < len(BOM) and BOM.startswith(piece):
+                self._held = piece
+                return
+            if piece.startswith(BOM):
+                self.offset, piece = len(BOM), piece[len(BOM) :]
+        # A carriage return at the very end belongs to the end of line: hold it until more follows.
         self._held = piece[-1:] if piece.endswith(b"\r") else b""
-        body = piece[: len(piece) - len(self._held)]
+        self._take(piece[: len(piece) - len(self._held)])
+
+    def end(self) -> None:
+        """Nothing follows: what may have become a byte order mark is none."""
+        if self._held != b"\r":
+            self._take(self._held)
+
+    def _take(self, body: bytes) -> None:
         self.size += len(body)
         self._md5.update(body)
         self._head += body[: max(0, self._keep - len(self._head))]

@@ -107,7 +107,7 @@ class Reading(msgspec.Struct, rename="camel"):
 
 
 def test_another_domain_needs_nothing_but_its_contract(tmp_path: Path) -> None:
-    """A second contract with every supported type; it lives beside the settings, not in the code."""
+    """A second contract with every supported type; it stands beside the settings."""
     (tmp_path / "plant").mkdir()
     (tmp_path / "plant" / "__init__.py").touch()
     (tmp_path / "plant" / "sensors.py").write_text(CONTRACT)
@@ -164,7 +164,10 @@ def test_odd_files_each_have_a_defined_result(tmp_path: Path) -> None:
     """No newline at the end, CRLF, a byte order mark, an empty file, a 50 MB line, damaged gzip."""
     folder = tmp_path / "in"
     folder.mkdir()
-    event = b'{"user_id":"u","product_id":"p","action":"view","price":1,"timestamp":"2026-01-01T00:00:00Z"}'
+    event = (
+        b'{"user_id":"u","product_id":"p","action":"view","price":1,'
+        b'"timestamp":"2026-01-01T00:00:00Z"}'
+    )
     (folder / "no_newline.jsonl").write_bytes(event + b"\n" + event)
     (folder / "crlf.jsonl").write_bytes(event + b"\r\n" + event + b"\r\n")
     (folder / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + event + b"\n")

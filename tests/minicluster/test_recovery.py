@@ -1,7 +1,7 @@
 """Kill -9 in the middle of a run, then resume: the same recount holds.
 
-Where the kill falls is chosen by what the run has done (a checkpoint is complete), never by a sleep.
-That each kill really hit a run in the middle is checked too.
+Where the kill falls is chosen by what the run has done (a checkpoint is complete), never by a
+sleep. That each kill really hit a run in the middle is checked too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,268 @@
+"""The Java operators, each by itself on the mini-cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyflink.common import Types, WatermarkStrategy
+from pyflink.datastream.connectors.number_seq import NumberSequenceSource
+from pyflink.table import DataTypes, StreamTableEnvironment
+
+from operators import bridge
+from operators.batches import Progress
+from operators.rules.splits import UNKNOWN_MS, FileProgress
+from operators.sinks import FileSinks
+from tests.minicluster.steps import Describe, Origins, Script
+from tests.oracle import rows
+
+pytestmark = pytest.mark.minicluster
+
+Flink = Callable[..., Any]
+TIMED_ROW = DataTypes.ROW(
+    [
+        DataTypes.FIELD("line", DataTypes.BYTES()),
+        DataTypes.FIELD("time", DataTypes.TIMESTAMP_LTZ(3)),
+    ]
+)
+WINDOW_MS, DELAY_MS = 10, 100
+
+
+def numbers(env: Any, n: int) -> Any:
+    source = NumberSequenceSource(0, n - 1)
+    return env.from_source(source, WatermarkStrategy.no_watermarks(), "numbers").set_parallelism(1)
+
+
+def collect(stream: Any) -> list[Any]:
+    with stream.execute_and_collect() as found:
+        return list(found)
+
+
+# --- Batcher -------------------------------------------------------------------------------------
+
+
+def batches(env: Any, payloads: list[bytes], **limits: int) -> list[tuple[int, int, list[str]]]:
+    """The batches that rows become: time, rows, payloads."""
+    tables = StreamTableEnvironment.create(env)
+    values = ", ".join(f"('{payload.decode()}')" for payload in payloads)
+    table = tables.sql_query(f"SELECT CAST(v AS BYTES) AS payload FROM (VALUES {values}) AS t (v)")
+    bounds = {"max_records": 10**6, "max_bytes": 10**9, "max_age_ms": 10**6, **limits}
+    batched = bridge.batch(tables, table, uid="batch", **bounds)
+    lines = collect(batched.process(Describe(), Types.STRING()))
+    return [(int(t), int(n), p) for t, n, *p in (line.split(" ") for line in lines)]
+
+
+def test_a_batch_is_flushed_by_count_and_at_the_end(flink: Flink) -> None:
+    found = batches(flink(), [b"a", b"b", b"c", b"d", b"e"], max_records=2)
+    assert [p for _, _, p in found] == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_a_batch_is_flushed_by_bytes(flink: Flink) -> None:
+    found = batches(flink(), [b"aaaa", b"bbbb", b"c", b"dddddddd"], max_bytes=8)
+    assert [p for _, _, p in found] == [["aaaa", "bbbb"], ["c", "dddddddd"]]
+
+
+SLOW_ROWS = "SELECT CAST(CAST(n AS STRING) AS BYTES) AS payload FROM slow"
+SLOW_TABLE = """
+CREATE TEMPORARY TABLE slow (n BIGINT) WITH (
+  'connector' = 'datagen', 'number-of-rows' = '{rows}', 'rows-per-second' = '{per_s}',
+  'fields.n.kind' = 'sequence', 'fields.n.start' = '0', 'fields.n.end' = '{rows}')
+"""
+
+
+def slow_batches(
+    env: Any, rows_: int, per_s: int, query: str = SLOW_ROWS, **limits: int
+) -> list[list[str]]:
+    tables = StreamTableEnvironment.create(env)
+    tables.execute_sql(SLOW_TABLE.format(rows=rows_, per_s=per_s))
+    bounds = {"max_records": 10**6, "max_bytes": 10**9, "max_age_ms": 10**6, **limits}
+    batched = bridge.batch(tables, tables.sql_query(query), uid="batch", **bounds)
+    return [line.split(" ")[2:] for line in collect(batched.process(Describe(), Types.STRING()))]
+
+
+def test_a_quiet_source_does_not_wait_for_a_full_batch(flink: Flink) -> None:
+    """By age: rows a second apart do not share a batch that is 50 ms old at most."""
+    found = slow_batches(flink(), 3, 1, max_age_ms=50)
+    assert [len(p) for p in found] == [1, 1, 1]
+
+
+def test_a_batch_does_not_wait_without_the_age(flink: Flink) -> None:
+    """Positive control of the test above: without the age all rows come at the end, together."""
+    found = slow_batches(flink(), 3, 1)
+    assert [len(p) for p in found] == [3]
+
+
+def test_a_batch_is_flushed_before_the_checkpoint_barrier(flink: Flink, tmp_path: Path) -> None:
+    """Nothing else flushes here before the end, so more than one batch is the barrier's doing."""
+    env = flink(
+        execution_checkpointing_interval="100 ms",
+        execution_checkpointing_dir=tmp_path.as_uri(),
+    )
+    found = slow_batches(env, 3, 1)
+    assert sum(len(p) for p in found) == 3
+    assert len(found) > 1
+
+
+def test_a_batch_is_flushed_before_a_watermark(flink: Flink) -> None:
+    """A watermark after each row, from the table's own declaration."""
+    env = flink(pipeline_auto___watermark___interval="0 ms")
+    tables = StreamTableEnvironment.create(env)
+    tables.execute_sql(
+        SLOW_TABLE.format(rows=4, per_s=1000).replace(
+            "(n BIGINT)",
+            "(n BIGINT, t AS TO_TIMESTAMP_LTZ(n * 1000 + 1000, 3), WATERMARK FOR t AS t)",
+        )
+    )
+    bounds = {"max_records": 10**6, "max_bytes": 10**9, "max_age_ms": 10**6}
+    batched = bridge.batch(tables, tables.sql_query(SLOW_ROWS), uid="batch", **bounds)
+    found = [line.split(" ")[2:] for line in collect(batched.process(Describe(), Types.STRING()))]
+    assert [len(p) for p in found] == [1, 1, 1, 1]
+
+
+# --- Marks and Unbatcher -------------------------------------------------------------------------
+
+
+def gate(
+    env: Any,
+    folder: Path,
+    script: list[tuple[list[Progress], list[int], int]],
+    plan: list[FileProgress],
+    idle_ms: int = 0,
+) -> tuple[list[int], list[int]]:
+    """Run a script of batches through the watermark and the gate: on time, late."""
+    steps = numbers(env, len(script)).process(Script(script), bridge.PROGRESS_AND_BATCH)
+    marked = bridge.marks(
+        steps, plan, uid="marks", delay_ms=DELAY_MS, idle_ms=idle_ms, parallelism=1
+    )
+    events, late, counts = bridge.unbatch_and_gate(
+        marked, TIMED_ROW, uid="events", event_time="time", window_ms=WINDOW_MS
+    )
+    sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
+    sinks.add("on_time", events, TIMED_ROW)
+    sinks.add("late", late, TIMED_ROW)
+    sinks.add("counts", counts, bridge.LINE)
+    env.execute("gate")
+    # A line of the script's batches is its event time, which is JSON too.
+    on_time: list[Any] = rows(folder / "on_time")
+    too_late: list[Any] = rows(folder / "late")
+    counted = rows(folder / "counts")
+    assert sum(row["windowed"] for row in counted) == len(on_time)
+    assert sum(row["late"] for row in counted) == len(too_late)
+    assert sum(row["processed"] for row in counted) == len(on_time) + len(too_late)
+    return sorted(on_time), sorted(too_late)
+
+
+@pytest.fixture
+def committing(flink: Flink, tmp_path: Path) -> Any:
+    return flink(
+        execution_checkpointing_interval="200 ms",
+        execution_checkpointing_dir=(tmp_path / "checkpoints").as_uri(),
+        python_fn___execution_bundle_size="1",
+    )
+
+
+def file(name: str, split: int, newest: int, last: bool = True) -> list[Progress]:
+    return [Progress(name, split, last, 1, newest)]
+
+
+def topic(name: str, newest: int) -> list[Progress]:
+    return [Progress(name, -1, False, 1, newest)]
+
+
+def test_an_event_is_late_exactly_when_its_window_has_closed(
+    committing: Any, tmp_path: Path
+) -> None:
+    """The watermark is 1009 - 100 = 909 after the first batch: it closes the window up to 909."""
+    script = [(topic("t", 1009), [1009], 0), (topic("t", 1009), [899, 900, 909, 910], 0)]
+    on_time, late = gate(committing, tmp_path, script, [])
+    assert (on_time, late) == ([910, 1009], [899, 900, 909])
+
+
+def test_the_slowest_partition_makes_the_watermark(committing: Any, tmp_path: Path) -> None:
+    script = [
+        (topic("slow", 0), [0], 0),
+        (topic("fast", 10_000), [10_000], 0),
+        (topic("slow", 50), [50], 0),
+    ]
+    assert gate(committing, tmp_path, script, []) == ([0, 50, 10_000], [])
+
+
+def test_an_idle_partition_is_left_aside(committing: Any, tmp_path: Path) -> None:
+    """It is quiet for longer than the idle timeout while the other goes on: its window closes."""
+    script = [
+        (topic("idle", 0), [0], 0),
+        (topic("busy", 10_000), [10_000], 0),
+        (topic("busy", 10_000), [10_000], 700),
+        (topic("idle", 50), [50], 0),
+    ]
+    on_time, late = gate(committing, tmp_path, script, [], idle_ms=300)
+    assert (on_time, late) == ([0, 10_000, 10_000], [50])
+
+
+def test_an_unread_file_holds_the_watermark_back_and_a_finished_one_does_not(
+    committing: Any, tmp_path: Path
+) -> None:
+    plan = [FileProgress("a", 1, UNKNOWN_MS), FileProgress("b", 2, UNKNOWN_MS)]
+    script = [
+        (file("a", 0, 10_000), [10_000], 0),
+        (file("b", 0, 0), [0], 0),
+        (file("b", 1, 20_000, last=False), [20_000], 0),
+        (file("b", 1, 20_000), [5, 15_000, 19_950], 0),
+    ]
+    on_time, late = gate(committing, tmp_path, script, plan)
+    assert (on_time, late) == ([0, 10_000, 19_950, 20_000], [5, 15_000])
+
+
+def test_a_file_whose_first_time_is_known_holds_back_only_that_far(
+    committing: Any, tmp_path: Path
+) -> None:
+    plan = [FileProgress("a", 1, 0), FileProgress("b", 1, 5_000)]
+    script = [
+        (file("a", 0, 9_000), [9_000], 0),
+        (file("b", 0, 5_000), [4_900, 4_890, 5_000], 0),
+    ]
+    on_time, late = gate(committing, tmp_path, script, plan)
+    assert (on_time, late) == ([4_900, 5_000, 9_000], [4_890])
+
+
+def test_splits_read_out_of_order_count_only_as_an_unbroken_run(
+    committing: Any, tmp_path: Path
+) -> None:
+    plan = [FileProgress("a", 4, UNKNOWN_MS)]
+    script = [
+        (file("a", 2, 30_000), [30_000], 0),
+        (file("a", 1, 20_000, last=False), [20_000], 0),
+        (file("a", 0, 10_000), [9_950], 0),
+        # The run is now split 0 and what there is of split 1: 20 000.
+        (file("a", 1, 20_000, last=False), [19_910, 19_800], 0),
+        (file("a", 1, 20_000), [19_950], 0),
+        # And now it goes up to the end of split 2: 30 000.
+        (file("a", 3, 30_000, last=False), [29_000, 29_950], 0),
+    ]
+    on_time, late = gate(committing, tmp_path, script, plan)
+    assert late == [19_800, 29_000]
+    assert on_time == [9_950, 19_910, 19_950, 20_000, 29_950, 30_000]
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def test_a_worker_has_our_packages_and_no_others(flink: Flink) -> None:
+    """Trap T3: their names are common, and the first on the worker's path wins."""
+    project = Path(__file__).resolve().parents[2]
+    found = collect(numbers(flink(), 1).process(Origins(), Types.STRING()))
+    assert sorted(found) == sorted(
+        str(project / name / "__init__.py") for name in ("flink_jobs", "operators", "sql", "udfs")
+    )
+
+
+def test_a_flink_without_the_internals_is_refused_in_one_line(
+    flink: Flink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flink()
+    bridge.require_bridge()
+    monkeypatch.setattr(bridge, "_INTERNALS", ("org.apache.flink.NoSuchClass",))
+    with pytest.raises(bridge.BridgeError, match=r"NoSuchClass is missing.*constraints\.txt"):
+        bridge.require_bridge()

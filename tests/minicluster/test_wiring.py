@@ -1,0 +1,116 @@
+"""The flow as Flink gets it, looked at without running it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pyflink.datastream import OutputTag
+
+import operators.intake
+from flink_jobs.main import define_workflow, flink_options, intake_rules, line_limits, windows_sql
+from flink_jobs.settings import load_settings
+from operators import bridge
+from operators.file_source import FileSource
+from operators.rules.splits import InputFile, ReadPlan
+from operators.sinks import FileSinks
+
+pytestmark = pytest.mark.minicluster
+
+GOLDEN = Path(__file__).with_name("uids.txt")
+
+
+@pytest.fixture
+def transformations(flink: Callable[..., Any], tmp_path: Path) -> list[Any]:
+    """Every step of the main job, sources first."""
+    settings = load_settings(None, {"parallelism": 3}, {})
+    env = flink(**{name.replace("-", "___").replace(".", "_"): value
+                   for name, value in flink_options(settings).items()})  # fmt: skip
+    plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
+    sinks = FileSinks(tmp_path, 10**8, 60_000, 2048, 10**6, 200)
+    define_workflow(
+        env,
+        FileSource(plan, line_limits(settings)),
+        sinks,
+        sinks,
+        rules=intake_rules(settings),
+        windows=settings.windows,
+    )
+    found: dict[int, Any] = {}
+    for step in env._j_stream_execution_environment.getTransformations():
+        for each in walk(step):
+            found[each.getId()] = each
+    # Flink refuses steps without a uid here, with pipeline.auto-generate-uids=false.
+    env._j_stream_execution_environment.getStreamGraph(False)
+    return [found[i] for i in sorted(found)]
+
+
+def walk(step: Any) -> Iterator[Any]:
+    for above in step.getInputs():
+        yield from walk(above)
+    yield step
+
+
+def test_uids_and_names_are_those_of_the_golden_list(transformations: list[Any]) -> None:
+    """A savepoint finds its state by them: a change here is a decision, seen in a diff."""
+    lines = [
+        # Flink numbers the SQL steps by order of translation; their uids do without.
+        f"{step.getUid()} | {re.sub(r'[[][0-9]+[]]', '', step.getName())}"
+        for step in transformations
+        if step.getUid() is not None
+    ]
+    assert "\n".join(sorted(lines)) + "\n" == GOLDEN.read_text()
+
+
+def test_every_step_that_can_hold_state_has_a_uid(transformations: list[Any]) -> None:
+    without = {step.getClass().getSimpleName() for step in transformations if step.getUid() is None}
+    assert without <= {"SideOutputTransformation", "PartitionTransformation", "UnionTransformation"}
+
+
+def test_no_stream_is_pickled(transformations: list[Any]) -> None:
+    types = {step.getName(): str(step.getOutputType()) for step in transformations}
+    assert not {name: t for name, t in types.items() if "Pickled" in t or "GenericType" in t}
+
+
+def test_every_output_tag_has_a_consumer(transformations: list[Any]) -> None:
+    """Trap T18: what is sent to a tag that nobody asked for is dropped without a word."""
+    consumed = {
+        step.getOutputTag().getId()
+        for step in transformations
+        if step.getClass().getSimpleName() == "SideOutputTransformation"
+    }
+    tags = {tag.tag_id for tag in output_tags(operators.intake)}
+    assert tags
+    assert tags | {"late", "counts"} == consumed
+
+
+def output_tags(module: ModuleType) -> list[OutputTag]:
+    return [value for _, value in inspect.getmembers(module) if isinstance(value, OutputTag)]
+
+
+def test_readers_keep_their_number_and_the_watermark_has_one_place(
+    transformations: list[Any],
+) -> None:
+    parallelism = {step.getUid(): step.getParallelism() for step in transformations}
+    assert {parallelism[u] for u in ("tickets", "read-files", "intake")} == {2}
+    assert parallelism["marks"] == 1
+    assert parallelism["events"] == 3
+
+
+def test_windows_are_as_long_as_the_settings_say(flink: Callable[..., Any]) -> None:
+    from pyflink.table import StreamTableEnvironment
+
+    settings = load_settings(None, {"windows.size_ms": 61_500}, {})
+    tables = StreamTableEnvironment.create(flink())
+    tables.execute_sql(
+        "CREATE TEMPORARY TABLE events (user_id STRING, price DOUBLE, `timestamp` "
+        "TIMESTAMP_LTZ(3), WATERMARK FOR `timestamp` AS `timestamp`) WITH ('connector'='datagen')"
+    )
+    sql = windows_sql(settings.contract.load(), settings.windows)
+    assert "size=[61500 ms]" in tables.explain_sql(sql)
+    assert bridge.LINE.field_names() == ["line"]
