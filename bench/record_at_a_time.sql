@@ -1,9 +1,11 @@
 -- processed_events
-CREATE TEMPORARY TABLE processed_events (line STRING) WITH (
-  'connector' = 'filesystem', 'path' = '${output}/processed_events', 'format' = 'raw', ${rolling})
+CREATE TEMPORARY TABLE processed_events (user_id STRING, product_id STRING, action STRING,
+  price DOUBLE, `timestamp` STRING, source_topic STRING, source_partition INT, source_offset BIGINT) WITH (
+  'connector' = 'filesystem', 'path' = '${output}/processed_events', 'format' = 'json', ${rolling})
 -- late_events
-CREATE TEMPORARY TABLE late_events (line STRING) WITH (
-  'connector' = 'filesystem', 'path' = '${output}/late_events', 'format' = 'raw', ${rolling})
+CREATE TEMPORARY TABLE late_events (user_id STRING, product_id STRING, action STRING,
+  price DOUBLE, `timestamp` STRING, source_topic STRING, source_partition INT, source_offset BIGINT) WITH (
+  'connector' = 'filesystem', 'path' = '${output}/late_events', 'format' = 'json', ${rolling})
 -- dead_letters
 CREATE TEMPORARY TABLE dead_letters (line STRING, queue STRING, `date` STRING, error_type STRING)
 PARTITIONED BY (queue, `date`, error_type) WITH (
@@ -16,9 +18,15 @@ CREATE TEMPORARY TABLE user_windows (user_id STRING, window_start STRING, window
   total_value DOUBLE, latest_event STRING, event_count BIGINT) WITH (
   'connector' = 'filesystem', 'path' = '${output}/user_windows', 'format' = 'json', ${rolling})
 -- insert processed_events
-INSERT INTO processed_events SELECT line FROM events
+INSERT INTO processed_events
+SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z',
+  CAST(NULL AS STRING), CAST(NULL AS INT), CAST(NULL AS BIGINT)
+FROM events
 -- insert late_events
-INSERT INTO late_events SELECT line FROM events
+INSERT INTO late_events
+SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z',
+  CAST(NULL AS STRING), CAST(NULL AS INT), CAST(NULL AS BIGINT)
+FROM events
 WHERE CURRENT_WATERMARK(event_time) >= TO_TIMESTAMP_LTZ(event_ms - MOD(event_ms, 300000) + 299999, 3)
 -- insert user_windows
 INSERT INTO user_windows

@@ -119,7 +119,7 @@ class SourceSettings(_Table):
         ge=64,
         le=64 * _MIB,
         validate_default=True,
-        description="an envelope keeps this much of a record (length and checksum are of all)",
+        description="what is kept of an oversized record (length and checksum are of all)",
     )
     max_future_skew_ms: Whole = Field(
         default=300_000,

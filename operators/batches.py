@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -27,6 +27,21 @@ RECORDS: Final = pa.schema(
         pa.field("fault", pa.string()),
     ]
 )
+
+
+class Record(NamedTuple):
+    """One row of `RECORDS`, its columns in their order."""
+
+    payload: bytes | None
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    source_timestamp: int | None
+    key: bytes | None
+    payload_bytes: int | None
+    checksum: str | None
+    fault: str | None
+
 
 #: A dead letter or a quarantined record: its envelope as a line, and the folders it goes to.
 DEAD_LETTERS: Final = pa.schema(
@@ -122,6 +137,12 @@ def to_bytes(batch: pa.RecordBatch) -> bytes:
 def from_bytes(data: bytes) -> pa.RecordBatch:
     """The batch of an Arrow IPC stream of one batch."""
     return pa.ipc.open_stream(data, options=_IPC_IN).read_next_batch()
+
+
+def table_of(schema: pa.Schema, columns: list[list[Any]]) -> pa.RecordBatch:
+    """A batch from its columns' values."""
+    arrays = [pa.array(values, type_) for values, type_ in zip(columns, schema.types, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
 
 
 def records_of_lines(lines: Lines, topic: str, mark: SplitMark) -> pa.RecordBatch:

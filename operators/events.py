@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators.rules.contract import Column, Contract, fits_int64
+from operators.rules.contract import Column, Contract
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS
 
 LINE: Final = "line"
@@ -28,7 +28,8 @@ class Columns:
         contract: theirs.
         values: column name to values, as the contract decoded them.
         arrow: the same as Arrow; times in ms UTC.
-        misfits: rows with an integer that does not fit 64 bits.
+        misfits: rows with a value that its column cannot hold, which is null there: an integer
+            beyond 64 bits, or what the contract's own code has set against its types.
     """
 
     contract: Contract
@@ -67,12 +68,10 @@ class EventColumns:
         """Derive schema and line from the contract."""
         self.contract = contract
         self.schema = events_schema(contract)
+        names = [*(column.name for column in contract.columns), *COORDINATES]
+        fields = {f"f{i}": name for i, name in enumerate(names)}
         self._line = msgspec.defstruct(
-            "ProcessedEvent",
-            [(column.attribute, Any) for column in contract.columns]
-            + [(name, Any) for name in COORDINATES],
-            rename={column.attribute: column.name for column in contract.columns},
-            gc=False,
+            "ProcessedEvent", [(field, Any) for field in fields], rename=fields, gc=False
         )
         self._encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -116,18 +115,40 @@ def events_schema(contract: Contract) -> pa.Schema:
 
 
 def _arrow(column: Column, values: list[Any], misfits: set[int]) -> pa.Array:
-    """A column as Arrow; times cut to milliseconds, those without offset read as UTC."""
-    if column.kind == "datetime":
-        micros = pa.array(values, pa.timestamp("us", "UTC")).cast(pa.int64())
-        millis = np.floor_divide(_filled(micros), 1000)
-        mask = micros.is_null().to_numpy(zero_copy_only=False) if micros.null_count else None
-        return pa.array(millis, pa.int64(), mask=mask).cast(column.arrow_type)
+    """A column as Arrow; what does not fit is null and among the misfits."""
     try:
+        array = _converted(column, values)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, find the values that it is about
+        fits = [_fits(column, value) for value in values]
+        array = _converted(
+            column, [v if fit else None for v, fit in zip(values, fits, strict=True)]
+        )
+        misfits.update(row for row, fit in enumerate(fits) if not fit)
+    if array.null_count and not column.optional:
+        misfits.update(_where(array.is_null().to_numpy(zero_copy_only=False)))
+    return array
+
+
+def _converted(column: Column, values: list[Any]) -> pa.Array:
+    """Values as Arrow; times cut to milliseconds, those without offset read as UTC."""
+    if column.kind != "datetime":
         return pa.array(values, column.arrow_type)
-    except OverflowError:
-        wide = {row for row, v in enumerate(values) if v is not None and not fits_int64(v)}
-        misfits.update(wide)
-        return pa.array([None if r in wide else v for r, v in enumerate(values)], column.arrow_type)
+    micros = pa.array(values, pa.timestamp("us", "UTC")).cast(pa.int64())
+    millis = np.floor_divide(_filled(micros), 1000)
+    mask = micros.is_null().to_numpy(zero_copy_only=False) if micros.null_count else None
+    return pa.array(millis, pa.int64(), mask=mask).cast(column.arrow_type)
+
+
+def _fits(column: Column, value: Any) -> bool:
+    try:
+        _converted(column, [value])
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - see _arrow
+        return False
+    return True
 
 
 def iso_utc_ms_column(times: pa.Array) -> list[str | None]:

@@ -129,7 +129,12 @@ class FileReader(ProcessFunction):  # type: ignore[misc]
             cursor = GzipCursor(split.file, self._limits)
         self._gzip = None
         cursor.skip_to(split.start)
-        yield from cursor.read_to(split)
+        try:
+            yield from cursor.read_to(split)
+        except DamagedFile:
+            # The cursor knows it: the file's other splits need not find it out again.
+            self._gzip = cursor
+            raise
         self._gzip = cursor
 
 
@@ -178,7 +183,10 @@ def read_plain(split: Split, limits: LineLimits) -> Iterator[Lines]:
         if start is None:
             return
         assembler = limits.assembler(start)
-        yield assembler.feed(file.read(split.end - start))
+        data = file.read(split.end - start)
+        if len(data) < split.end - start:
+            raise _shrunk(split.file, start + len(data))
+        yield assembler.feed(data)
         while assembler.open:
             piece = file.read(_PIECE_BYTES)
             if not piece:
@@ -217,11 +225,15 @@ def open_listed(file: InputFile) -> BinaryIO:
     opened.seek(0)
     if size < file.size:
         opened.close()
-        raise SourceFileError(
-            f"input file {file.path} has shrunk from {file.size} to {size} bytes since the run "
-            "began: put the whole file back and run again with --resume"
-        )
+        raise _shrunk(file, size)
     return opened
+
+
+def _shrunk(file: InputFile, size: int) -> SourceFileError:
+    return SourceFileError(
+        f"input file {file.path} has shrunk from {file.size} to {size} bytes since the run "
+        "began: put the whole file back and run again with --resume"
+    )
 
 
 class GzipCursor:
@@ -262,6 +274,8 @@ class GzipCursor:
             file.seek(self.position)
             while self.position < end:
                 piece = file.read(min(_PIECE_BYTES, end - self.position))
+                if not piece:
+                    raise _shrunk(self._file, self.position)
                 self.position += len(piece)
                 try:
                     yield from self._feed(piece)
@@ -277,7 +291,13 @@ class GzipCursor:
                 if not piece:
                     return
                 self._inflate = zlib.decompressobj(wbits=31)
-            yield self._lines.feed(self._inflate.decompress(piece))
+            before = self._inflate.copy()
+            try:
+                text = self._inflate.decompress(piece)
+            except zlib.error:
+                yield self._lines.feed(_up_to_damage(before, piece))
+                raise
+            yield self._lines.feed(text)
             piece = self._inflate.unused_data
 
     def _damage(self, reason: str) -> DamagedFile:
@@ -289,6 +309,15 @@ class GzipCursor:
         return DamagedFile(reason, offset, b"")
 
 
+def _up_to_damage(inflate: zlib._Decompress, piece: bytes) -> bytes:
+    """What a damaged piece holds before its damage; taken at once, zlib would give none of it."""
+    text = bytearray()
+    with suppress(zlib.error):
+        for i in range(len(piece)):
+            text += inflate.decompress(piece[i : i + 1])
+    return bytes(text)
+
+
 def find_files(paths: Iterable[Path], exclude: Path) -> list[Path]:
     """The input files under the paths: files as they are named, folders' JSON-lines files.
 
@@ -297,18 +326,22 @@ def find_files(paths: Iterable[Path], exclude: Path) -> list[Path]:
         exclude: the output folder; nothing below it is input.
 
     Raises:
-        SourceFileError: a path does not exist, or there is no file at all.
+        SourceFileError: a path does not exist or is a pipe or the like, or there is no file at all.
     """
     found: set[Path] = set()
     for path in paths:
         if path.is_dir():
             found.update(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
-        elif path.exists():
+        elif path.is_file():
             found.add(path)
+        elif path.exists():
+            raise SourceFileError(
+                f"input {path} is neither a file nor a folder: write what it gives to a file first"
+            )
         else:
             raise SourceFileError(f"input {path} does not exist")
     kept = sorted(
-        p for p in (f.resolve() for f in found) if not p.is_relative_to(exclude.resolve())
+        p for p in {f.resolve() for f in found} if not p.is_relative_to(exclude.resolve())
     )
     if not kept:
         names = ", ".join(str(p) for p in paths)
@@ -340,6 +373,8 @@ def list_file(path: Path, limits: LineLimits, event_ms: Callable[[bytes], int | 
         raise SourceFileError(
             f"input file {path!r} has a name that is not UTF-8: rename it"
         ) from None
+    except SourceFileError:
+        raise
     except OSError as error:
         raise SourceFileError(f"input file {path} cannot be read: {error.strerror}") from error
 

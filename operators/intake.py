@@ -16,8 +16,10 @@ from operators.batches import (
     LINES,
     QUARANTINE,
     Progress,
+    Record,
     from_bytes,
     pack_progress,
+    table_of,
     to_bytes,
 )
 from operators.bridge import BYTES
@@ -28,7 +30,7 @@ from operators.rules.envelope import Source, envelope_line
 from operators.rules.failure import category_of, queue_of
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
-from operators.rules.verdict import Judge, Rejection
+from operators.rules.verdict import OVERSIZED, Judge, Rejection
 
 STAGE: Final = "intake"
 UNREADABLE: Final = "unreadable"
@@ -46,7 +48,7 @@ class IntakeRules:
         poison: the user's own rules for quarantine.
         max_record_bytes: a longer record is oversized.
         max_future_skew_ms: how far an event time may lie ahead of now.
-        payload_limit_bytes: how much of a payload an envelope holds at most.
+        payload_limit_bytes: how much of an oversized record its envelope holds.
         code_version: version of this code, for the envelope.
     """
 
@@ -109,7 +111,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         yield from self._rejected(batch, judged, now_ms)
         if batch.num_rows:
             lines = origin.count_lines(STAGE, judged.rejected)
-            yield COUNTS_TAG, to_bytes(pa.record_batch([pa.array(lines, pa.binary())], LINES))
+            yield COUNTS_TAG, to_bytes(table_of(LINES, [lines]))
 
     def _accepted(self, origin: Origin, judged: Judged) -> pa.RecordBatch:
         return self._events.batch(judged.columns, *origin.coordinates(judged.rows))
@@ -123,42 +125,48 @@ class Intake(ProcessFunction):  # type: ignore[misc]
     ) -> Iterator[tuple[OutputTag, bytes]]:
         if not judged.rejected:
             return
-        date = iso_utc_ms(now_ms)[:10]
-        dead: list[dict[str, Any]] = []
-        poison: list[dict[str, Any]] = []
-        records = batch.take(pa.array([row for row, _ in judged.rejected])).to_pylist()
-        for record, (_, why) in zip(records, judged.rejected, strict=True):
-            line = self._envelope(record, why, now_ms) + b"\n"
-            if why.kind == "quarantine":
-                poison.append({"line": line, "reason": why.error_type})
-            else:
-                queue = queue_of(category_of(why.error_type))
-                dead.append(
-                    {"line": line, "queue": queue, "date": date, "error_type": why.error_type}
-                )
+        index = pa.array([row for row, _ in judged.rejected])
+        records = zip(*(column.take(index).to_pylist() for column in batch.columns), strict=True)
+        lines = [
+            self._envelope(Record(*record), why, now_ms) + b"\n"
+            for record, (_, why) in zip(records, judged.rejected, strict=True)
+        ]
+        whys = [why for _, why in judged.rejected]
+        dead = [i for i, why in enumerate(whys) if why.kind == "dead_letter"]
         if dead:
-            yield DEAD_LETTER_TAG, to_bytes(pa.RecordBatch.from_pylist(dead, DEAD_LETTERS))
+            types = [whys[i].error_type for i in dead]
+            queues = [queue_of(category_of(error_type)) for error_type in types]
+            dates = [iso_utc_ms(now_ms)[:10]] * len(dead)
+            columns: list[list[Any]] = [[lines[i] for i in dead], queues, dates, types]
+            yield DEAD_LETTER_TAG, to_bytes(table_of(DEAD_LETTERS, columns))
+        poison = [i for i, why in enumerate(whys) if why.kind == "quarantine"]
         if poison:
-            yield QUARANTINE_TAG, to_bytes(pa.RecordBatch.from_pylist(poison, QUARANTINE))
+            columns = [[lines[i] for i in poison], [whys[i].error_type for i in poison]]
+            yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, columns))
 
-    def _envelope(self, record: dict[str, Any], why: Rejection, now_ms: int) -> bytes:
+    def _envelope(self, record: Record, why: Rejection, now_ms: int) -> bytes:
         return envelope_line(
-            record["payload"] or b"",
+            record.payload or b"",
             why,
             Source(
-                topic=record["source_topic"],
-                partition=record["source_partition"],
-                offset=record["source_offset"],
-                timestamp_ms=record["source_timestamp"],
-                key=record["key"],
+                topic=record.source_topic,
+                partition=record.source_partition,
+                offset=record.source_offset,
+                timestamp_ms=record.source_timestamp,
+                key=record.key,
             ),
             contract=self._rules.contract,
             now_ms=now_ms,
             stage=STAGE,
             code_version=self._rules.code_version,
-            payload_limit_bytes=self._rules.payload_limit_bytes,
-            payload_bytes=record["payload_bytes"],
-            full_checksum=record["checksum"],
+            # Only a record that is too long is cut: any other one must be fit to be sent again.
+            payload_limit_bytes=(
+                self._rules.payload_limit_bytes
+                if why.error_type == OVERSIZED
+                else self._rules.max_record_bytes
+            ),
+            payload_bytes=record.payload_bytes,
+            full_checksum=record.checksum,
         )
 
 

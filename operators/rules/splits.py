@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 UNKNOWN_MS: Final = -(2**63)
 NEWLINE: Final = b"\n"
 BOM: Final = b"\xef\xbb\xbf"
@@ -219,16 +221,16 @@ class LineAssembler:
             data, offset = data[len(BOM) :], len(BOM)
         payloads = data.split(NEWLINE)
         payloads.pop()
-        for payload in payloads:
-            lines.offsets.append(offset)
-            offset += len(payload) + 1
+        sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        lines.offsets.extend((np.cumsum(sizes + 1) - sizes - 1 + offset).tolist())
         if b"\r" in data:
             payloads = [p[:-1] if p.endswith(b"\r") else p for p in payloads]
-        for i, payload in enumerate(payloads, start=len(lines)):
-            if len(payload) > self._max_bytes:
+        for at in np.flatnonzero(sizes > self._max_bytes):
+            payload = payloads[at]
+            if len(payload) > self._max_bytes:  # it may have been so only by a carriage return
                 md5 = hashlib.md5(payload, usedforsecurity=False).hexdigest()
-                lines.oversized[i] = Oversized(len(payload), md5)
-                payloads[i - len(lines)] = payload[: self._keep_bytes]
+                lines.oversized[len(lines) + int(at)] = Oversized(len(payload), md5)
+                payloads[at] = payload[: self._keep_bytes]
         lines.payloads.extend(payloads)
 
     def _close(self, lines: Lines) -> None:

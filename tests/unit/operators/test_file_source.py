@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -118,7 +119,7 @@ def test_a_plain_file_that_grew_is_read_as_far_as_it_was_listed(tmp_path: Path) 
         more.write(b"d\ne\n")
     for split_bytes in (1, 2, 5, 100):
         found = [as_lines(read_plain(s, WIDE)) for s in splits_of(file, split_bytes)]
-        assert sum(found, []) == [Line(0, b"a"), Line(2, b"bc")]
+        assert [line for lines in found for line in lines] == [Line(0, b"a"), Line(2, b"bc")]
 
 
 def test_a_line_that_was_not_ended_when_listed_is_read_to_its_end(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_line_that_was_not_ended_when_listed_is_read_to_its_end(tmp_path: Path
         more.write(b"d\ne\n")
     for split_bytes in (1, 2, 3, 100):
         found = [as_lines(read_plain(s, WIDE)) for s in splits_of(file, split_bytes)]
-        assert sum(found, []) == [Line(0, b"a"), Line(2, b"bcd")]
+        assert [line for lines in found for line in lines] == [Line(0, b"a"), Line(2, b"bcd")]
 
 
 # --- gzip files
@@ -138,8 +139,7 @@ def packed(data: bytes, level: int = 6, cuts: tuple[int, ...] = ()) -> bytes:
     deflate = zlib.compressobj(level, wbits=31)
     at = [0, *sorted(c for c in cuts if c < len(data)), len(data)]
     parts = [
-        deflate.compress(data[i:j]) + deflate.flush(zlib.Z_SYNC_FLUSH)
-        for i, j in zip(at, at[1:], strict=False)
+        deflate.compress(data[i:j]) + deflate.flush(zlib.Z_SYNC_FLUSH) for i, j in pairwise(at)
     ]
     return b"".join(parts) + deflate.flush()
 
@@ -157,9 +157,7 @@ GZIP_FILES = st.lists(
 def damaged_files(draw: st.DrawFn) -> bytes:
     """A gzip file that is cut, has a byte changed, or goes on with something else."""
     data = draw(GZIP_FILES)
-    at = draw(st.integers(2, len(data) - 1))
-    if draw(st.booleans()):  # hypothesis likes small numbers, and so the headers
-        at = len(data) + 1 - at
+    at = draw(st.sampled_from(range(2, len(data))))
     how = draw(st.sampled_from(("cut", "change", "append")))
     if how == "cut":
         return data[:at]
@@ -595,7 +593,7 @@ def test_nothing_below_the_output_folder_is_input(tmp_path: Path) -> None:
 
 def test_a_path_that_does_not_exist_is_refused_with_its_name(tmp_path: Path) -> None:
     touch(tmp_path / "a.jsonl")
-    with pytest.raises(SourceFileError, match="no-such.jsonl does not exist"):
+    with pytest.raises(SourceFileError, match=r"no-such\.jsonl does not exist"):
         find_files([tmp_path, tmp_path / "no-such.jsonl"], tmp_path / "out")
 
 

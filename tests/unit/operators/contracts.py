@@ -1,0 +1,61 @@
+"""Contracts that break what is behind msgspec's back: only a user's own code can."""
+
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+
+CLASHING = ("tests.unit.operators.contracts:Clashing", "key", "at")
+REWRITING = ("tests.unit.operators.contracts:Rewriting", "key", "at", "number")
+
+
+class Clashing(
+    msgspec.Struct,
+    rename={"source_topic": "topic", "source_offset": "offset", "f0": "class", "at": "f1"},
+):
+    """Its attributes, though not its columns, have names that Breakwater uses itself."""
+
+    key: str
+    at: datetime
+    source_topic: str
+    source_offset: int
+    f0: int
+
+
+class Rewriting(msgspec.Struct):
+    """Sets a field to something that its type does not allow, as the record's key says."""
+
+    key: str
+    at: datetime
+    number: int = 0
+    ratio: float = 0.0
+    ok: bool = True
+
+    def __post_init__(self) -> None:
+        changes: dict[str, tuple[str, Any]] = {
+            "text in a number": ("number", "x"),
+            "fraction in a number": ("number", 1.5),
+            "wide number": ("number", 2**63),
+            "text in a ratio": ("ratio", "x"),
+            "infinite ratio": ("ratio", float("inf")),
+            "number in a text": ("key", 5),
+            "bytes in a text": ("key", b"\xff"),
+            "lone surrogate": ("key", "\ud800"),
+            "null key": ("key", None),
+            "null time": ("at", None),
+            "text in a time": ("at", "now"),
+            "early time": ("at", datetime.fromisoformat("0001-01-01T00:00:00+14:00")),
+            "future time": ("at", datetime(2999, 1, 1, tzinfo=timezone.utc)),
+            "text in a flag": ("ok", "yes"),
+            "null flag": ("ok", None),
+        }
+        if self.key in changes:
+            setattr(self, *changes[self.key])
+
+
+#: Keys of `Rewriting` whose events cannot be written.
+REWRITTEN = (
+    *("text in a number", "fraction in a number", "wide number", "text in a ratio"),
+    *("infinite ratio", "number in a text", "bytes in a text", "lone surrogate", "null key"),
+    *("null time", "text in a time", "early time", "future time", "text in a flag", "null flag"),
+)

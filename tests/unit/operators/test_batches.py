@@ -1,0 +1,162 @@
+"""Batches as bytes and back, and the progress that Java reads."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.batches import (
+    DEAD_LETTERS,
+    LINES,
+    QUARANTINE,
+    RECORDS,
+    Progress,
+    SplitMark,
+    fault_record,
+    from_bytes,
+    pack_progress,
+    records_of_lines,
+    to_bytes,
+)
+from operators.rules.splits import UNKNOWN_MS, Lines
+from tests.unit.operators.java_input import read_progress
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
+PARTITIONS = TEXTS | st.text(st.sampled_from("a\0\x7f\x80é\u07ff\u0800€\uffff😀"), max_size=20)
+ROWS = st.fixed_dictionaries(
+    {
+        "payload": st.none() | st.binary(),
+        "source_topic": TEXTS,
+        "source_partition": st.integers(0, 2**31 - 1),
+        "source_offset": INT64,
+        "source_timestamp": st.none() | INT64,
+        "key": st.none() | st.binary(),
+        "payload_bytes": st.none() | INT64,
+        "checksum": st.none() | TEXTS,
+        "fault": st.none() | TEXTS,
+    }
+)
+MARKS = st.builds(SplitMark, PARTITIONS, st.integers(0, 2**40), st.booleans())
+
+
+# --- bytes and back
+
+
+@given(st.lists(ROWS, max_size=5), st.none() | MARKS)
+def test_a_batch_of_records_comes_back_from_its_bytes_with_its_mark(
+    rows: list[dict[str, object]], mark: SplitMark | None
+) -> None:
+    schema = RECORDS.with_metadata(mark.metadata()) if mark else RECORDS
+    batch = pa.RecordBatch.from_pylist(rows, schema)
+    back = from_bytes(to_bytes(batch))
+    assert back.schema.equals(schema, check_metadata=True)
+    assert back.to_pylist() == rows
+    assert SplitMark.of(back.schema.metadata) == mark
+
+
+@pytest.mark.parametrize("schema", [RECORDS, DEAD_LETTERS, QUARANTINE, LINES])
+def test_an_empty_batch_comes_back_from_its_bytes(schema: pa.Schema) -> None:
+    back = from_bytes(to_bytes(pa.RecordBatch.from_pylist([], schema)))
+    assert back.num_rows == 0
+    assert back.schema.equals(schema)
+
+
+def test_a_slice_of_a_batch_is_sent_without_the_rest() -> None:
+    batch = pa.RecordBatch.from_pydict({"line": [b"a", b"x" * 100_000, b"b"]}, LINES)
+    data = to_bytes(batch.slice(2, 1))
+    assert from_bytes(data).to_pylist() == [{"line": b"b"}]
+    assert len(data) < 10_000
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {b"other": b"1"}])
+def test_a_batch_of_a_source_without_splits_has_no_mark(
+    metadata: dict[bytes, bytes] | None,
+) -> None:
+    assert SplitMark.of(metadata) is None
+
+
+@given(MARKS)
+def test_a_mark_comes_back_from_the_metadata_of_a_schema(mark: SplitMark) -> None:
+    assert SplitMark.of(LINES.with_metadata(mark.metadata()).metadata) == mark
+
+
+# --- progress
+
+
+@given(
+    st.lists(
+        st.builds(
+            Progress,
+            partition=PARTITIONS,
+            split=st.just(-1) | INT64,
+            last=st.booleans(),
+            records=st.integers(0, 2**31 - 1),
+            newest_ms=st.just(UNKNOWN_MS) | INT64,
+        ),
+        max_size=4,
+    )
+)
+def test_java_reads_the_progress_that_was_packed(partitions: list[Progress]) -> None:
+    assert read_progress(pack_progress(partitions)) == partitions
+
+
+def test_progress_is_written_byte_for_byte_as_java_writes_it() -> None:
+    """The name is what DataOutputStream.writeUTF gives for it."""
+    packed = pack_progress([Progress("a\0é😀", 2, True, 3, -1)])
+    name = b"a" + b"\xc0\x80" + b"\xc3\xa9" + b"\xed\xa0\xbd\xed\xb8\x80"
+    assert packed == (
+        b"\0\0\0\x01"
+        + b"\0\x0b"
+        + name
+        + b"\0" * 7
+        + b"\x02"
+        + b"\x01"
+        + b"\0\0\0\x03"
+        + b"\xff" * 8
+    )
+
+
+def test_the_longest_path_there_can_be_fits_the_progress() -> None:
+    path = "/" + "😀" * 1023
+    (back,) = read_progress(pack_progress([Progress(path, 0, False, 0)]))
+    assert back.partition == path
+
+
+# --- records
+
+
+def test_lines_become_records_of_their_file() -> None:
+    mark = SplitMark("/in/a", 3, last=False)
+    batch = records_of_lines(Lines([0, 5], [b"abcd", b""]), "/in/a", mark)
+    assert SplitMark.of(batch.schema.metadata) == mark
+    unset = dict.fromkeys(("source_timestamp", "key", "payload_bytes", "checksum", "fault"))
+    place = {"source_topic": "/in/a", "source_partition": 0}
+    assert batch.to_pylist() == [
+        {"payload": b"abcd", **place, "source_offset": 0, **unset},
+        {"payload": b"", **place, "source_offset": 5, **unset},
+    ]
+
+
+def test_no_lines_become_an_empty_batch_that_still_has_its_mark() -> None:
+    mark = SplitMark("/in/a", 3, last=True)
+    batch = from_bytes(to_bytes(records_of_lines(Lines(), "/in/a", mark)))
+    assert batch.num_rows == 0
+    assert batch.schema.equals(RECORDS)
+    assert SplitMark.of(batch.schema.metadata) == mark
+
+
+def test_a_fault_is_one_record_with_its_reason_and_place() -> None:
+    mark = SplitMark("/in/a.gz", 1, last=True)
+    batch = fault_record("/in/a.gz", 7, b"half", "cut", mark)
+    (row,) = batch.to_pylist()
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "payload": b"half",
+        "source_topic": "/in/a.gz",
+        "source_partition": 0,
+        "source_offset": 7,
+        "fault": "cut",
+    }
+    assert SplitMark.of(batch.schema.metadata) == mark
