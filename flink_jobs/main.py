@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 from pyflink.common import Configuration, JobClient
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.datastream.data_stream import DataStream
@@ -265,6 +266,7 @@ def windows_sql(contract: Contract, windows: WindowSettings) -> str:
     return statement(
         "user_windows",
         key=contract.key,
+        key_json=msgspec.json.encode(contract.key).decode().replace("'", "''"),
         event_time=contract.event_time,
         total=f"SUM(`{contract.value}`)" if contract.value else "CAST(NULL AS DOUBLE)",
         window_s=f"{windows.size_ms // 1000}.{windows.size_ms % 1000:03d}",

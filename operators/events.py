@@ -120,11 +120,10 @@ def _arrow(column: Column, values: list[Any], misfits: set[int]) -> pa.Array:
         array = _converted(column, values)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - whatever it is, find the values that it is about
+    except Exception:  # whatever it is: find the values that it is about
         fits = [_fits(column, value) for value in values]
-        array = _converted(
-            column, [v if fit else None for v, fit in zip(values, fits, strict=True)]
-        )
+        kept = [value if fit else None for value, fit in zip(values, fits, strict=True)]
+        array = _converted(column, kept)
         misfits.update(row for row, fit in enumerate(fits) if not fit)
     if array.null_count and not column.optional:
         misfits.update(_where(array.is_null().to_numpy(zero_copy_only=False)))
@@ -146,7 +145,7 @@ def _fits(column: Column, value: Any) -> bool:
         _converted(column, [value])
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - see _arrow
+    except Exception:  # as above
         return False
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,15 +26,18 @@ from operators.batches import (
 from operators.bridge import BYTES
 from operators.events import Columns, EventColumns
 from operators.origin import Origin
-from operators.rules.contract import Contract
+from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
 from operators.rules.failure import category_of, queue_of
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
-from operators.rules.verdict import OVERSIZED, Judge, Rejection
+from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
 
 STAGE: Final = "intake"
 UNREADABLE: Final = "unreadable"
+#: For what the judge lets pass, since only the code of the user's contract can make it.
+_NO_COLUMN: Final = Violation(SCHEMA_ERROR, "", "", "the event does not fit its columns")
+NO_COLUMN: Final = Rejection("dead_letter", SCHEMA_ERROR, _NO_COLUMN.message, (_NO_COLUMN,))
 DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
 QUARANTINE_TAG: Final = OutputTag("quarantine", BYTES)
 COUNTS_TAG: Final = OutputTag("counts", BYTES)
@@ -181,12 +185,13 @@ def judge_batch(batch: pa.RecordBatch, judge: Judge, events: EventColumns, now_m
     columns = events.columns(decoded)
     doubtful.update(rows[i] for i in columns.suspects(judge.latest_ms(now_ms)))
     doubtful.update(_doubtful_as_received(batch, payloads, judge))
-    rejected = list(_second_look(batch, payloads, judge, now_ms, sorted(doubtful)))
-    turned_away = {i for i, _ in rejected}
-    if not turned_away.isdisjoint(rows):
-        keep = [at for at, row in enumerate(rows) if row not in turned_away]
+    rejected = dict(_second_look(batch, payloads, judge, now_ms, sorted(doubtful)))
+    for at in columns.misfits:
+        rejected.setdefault(rows[at], NO_COLUMN)
+    if not rejected.keys().isdisjoint(rows):
+        keep = [at for at, row in enumerate(rows) if row not in rejected]
         rows, columns = [rows[at] for at in keep], columns.take(keep)
-    return Judged(rows, columns, rejected)
+    return Judged(rows, columns, sorted(rejected.items(), key=itemgetter(0)))
 
 
 def _decode(payloads: list[bytes | None], judge: Judge) -> tuple[list[int], list[Any], set[int]]:

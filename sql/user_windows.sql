@@ -1,15 +1,15 @@
 -- What each user did in each tumbling window of event time, one JSON line a window.
--- The events that reach this have been let through before their window closed (Unbatcher.java),
--- so nothing is dropped here.
+-- The events that reach this were let through before their window had closed (Unbatcher.java), so
+-- nothing is dropped here. The line is put together by hand: JSON_OBJECT would sort its keys, and
+-- builds a tree for every row.
 SELECT
-  JSON_OBJECT(
-    KEY '${key}' VALUE `${key}`,
-    KEY 'window_start' VALUE REPLACE(CAST(window_start AS STRING), ' ', 'T') || 'Z',
-    KEY 'window_end' VALUE REPLACE(CAST(window_end AS STRING), ' ', 'T') || 'Z',
-    KEY 'total_value' VALUE total_value,
-    KEY 'latest_event' VALUE REPLACE(CAST(latest_event AS STRING), ' ', 'T') || 'Z',
-    KEY 'event_count' VALUE event_count
-  ) || U&'\000A' AS line
+  '{${key_json}:' || JSON_STRING(`${key}`)
+    || ',"window_start":"' || REPLACE(CAST(window_start AS STRING), ' ', 'T')
+    || 'Z","window_end":"' || REPLACE(CAST(window_end AS STRING), ' ', 'T')
+    || 'Z","total_value":' || COALESCE(CAST(total_value AS STRING), 'null')
+    || ',"latest_event":"' || REPLACE(CAST(latest_event AS STRING), ' ', 'T')
+    || 'Z","event_count":' || CAST(event_count AS STRING)
+    || U&'}\000A' AS line
 FROM (
   SELECT
     `${key}`,

@@ -107,16 +107,8 @@ def test_progress_is_written_byte_for_byte_as_java_writes_it() -> None:
     """The name is what DataOutputStream.writeUTF gives for it."""
     packed = pack_progress([Progress("a\0é😀", 2, True, 3, -1)])
     name = b"a" + b"\xc0\x80" + b"\xc3\xa9" + b"\xed\xa0\xbd\xed\xb8\x80"
-    assert packed == (
-        b"\0\0\0\x01"
-        + b"\0\x0b"
-        + name
-        + b"\0" * 7
-        + b"\x02"
-        + b"\x01"
-        + b"\0\0\0\x03"
-        + b"\xff" * 8
-    )
+    count, size, split, records = b"\0\0\0\1", b"\0\x0b", b"\0\0\0\0\0\0\0\2", b"\0\0\0\3"
+    assert packed == count + size + name + split + b"\1" + records + b"\xff" * 8
 
 
 def test_the_longest_path_there_can_be_fits_the_progress() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.events import EventColumns, events_schema, iso_utc_ms_column, split_lines
@@ -22,13 +22,14 @@ from tests.unit.rules.records import NOW_MS, good_records
 from udfs.ecommerce import EcommerceEvent
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+Path = tuple[str, str, str, str]
 COLUMNS = {path: EventColumns(load_contract(*path)) for path in (ECOMMERCE, READING)}
 DECODE = {path: msgspec.json.Decoder(c.contract.type).decode for path, c in COLUMNS.items()}
 
 any_contract = pytest.mark.parametrize("path", [ECOMMERCE, READING])
 
 
-def good_events(path: tuple[str, ...]) -> st.SearchStrategy[list[Any]]:
+def good_events(path: Path) -> st.SearchStrategy[list[Any]]:
     return st.lists(good_records(path[0]).map(DECODE[path]), max_size=4)
 
 
@@ -59,8 +60,9 @@ def written(columns: EventColumns, events: list[Any]) -> list[dict[str, Any]]:
 
 
 @any_contract
+@settings(max_examples=30)
 @given(data=st.data())
-def test_columns_hold_what_the_events_hold(path: tuple[str, ...], data: st.DataObject) -> None:
+def test_columns_hold_what_the_events_hold(path: Path, data: st.DataObject) -> None:
     events = data.draw(good_events(path))
     columns = COLUMNS[path].columns(events)
     for column in COLUMNS[path].contract.columns:
@@ -76,10 +78,9 @@ def test_columns_hold_what_the_events_hold(path: tuple[str, ...], data: st.DataO
 
 
 @any_contract
+@settings(max_examples=30)
 @given(data=st.data())
-def test_taken_rows_are_the_columns_of_those_events(
-    path: tuple[str, ...], data: st.DataObject
-) -> None:
+def test_taken_rows_are_the_columns_of_those_events(path: Path, data: st.DataObject) -> None:
     events = data.draw(good_events(path).filter(bool))
     rows = data.draw(st.lists(st.sampled_from(range(len(events))), unique=True).map(sorted))
     taken = COLUMNS[path].columns(events).take(rows)
@@ -87,7 +88,7 @@ def test_taken_rows_are_the_columns_of_those_events(
 
 
 @any_contract
-def test_no_events_are_an_empty_batch_of_the_same_schema(path: tuple[str, ...]) -> None:
+def test_no_events_are_an_empty_batch_of_the_same_schema(path: Path) -> None:
     none = COLUMNS[path].columns([])
     assert none.suspects(NOW_MS) == set()
     batch = COLUMNS[path].batch(none, [], [], [])
@@ -99,10 +100,9 @@ def test_no_events_are_an_empty_batch_of_the_same_schema(path: tuple[str, ...]) 
 
 
 @any_contract
+@settings(max_examples=30)
 @given(data=st.data())
-def test_a_line_is_the_events_fields_and_its_coordinates(
-    path: tuple[str, ...], data: st.DataObject
-) -> None:
+def test_a_line_is_the_events_fields_and_its_coordinates(path: Path, data: st.DataObject) -> None:
     contract = COLUMNS[path].contract
     events = data.draw(good_events(path))
     n = len(events)

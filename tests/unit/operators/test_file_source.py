@@ -431,7 +431,6 @@ class Reading:
     def __init__(self, plan: ReadPlan, limits: LineLimits = WIDE) -> None:
         reader = FileReader(plan, limits)
         self.harness = Harness(reader, input_type=Types.LONG(), output_type=BYTES)
-        self.cursors = 0
 
     def ticket(self, number: int) -> list[pa.RecordBatch]:
         self.harness.clear_output()

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import groupby
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from operators.rules.splits import (
@@ -58,6 +58,7 @@ def dealt(plan: ReadPlan) -> list[list[Split]]:
 # --- tickets
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_every_byte_of_every_file_is_in_exactly_one_ticket(plan: ReadPlan) -> None:
     found = Counter(
@@ -69,6 +70,7 @@ def test_every_byte_of_every_file_is_in_exactly_one_ticket(plan: ReadPlan) -> No
     assert found == Counter((file, byte) for file in plan.files for byte in range(file.size))
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_a_file_is_cut_into_numbered_pieces_of_the_split_size(plan: ReadPlan) -> None:
     splits = [split for lane in dealt(plan) for split in lane]
@@ -79,6 +81,7 @@ def test_a_file_is_cut_into_numbered_pieces_of_the_split_size(plan: ReadPlan) ->
     assert all(split.start < split.end for split in splits)
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_only_the_piece_at_the_end_of_a_file_is_its_last(plan: ReadPlan) -> None:
     last = [split for lane in dealt(plan) for split in lane if split.last_of_file]
@@ -86,6 +89,7 @@ def test_only_the_piece_at_the_end_of_a_file_is_its_last(plan: ReadPlan) -> None
     assert all(split.end == split.file.size for split in last)
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_each_lane_has_an_equal_run_of_tickets_that_is_padded_at_its_end(plan: ReadPlan) -> None:
     runs = runs_of(plan)
@@ -103,6 +107,7 @@ def test_a_plan_without_anything_to_read_still_has_a_ticket_for_each_lane() -> N
     assert ReadPlan((empty,), 10, 2).tickets() == [None] * 2
 
 
+@settings(max_examples=60)
 @given(PLAIN_PLAN)
 def test_the_pieces_of_plain_files_go_round_the_lanes_in_order(plan: ReadPlan) -> None:
     lanes = dealt(plan)
@@ -111,6 +116,7 @@ def test_the_pieces_of_plain_files_go_round_the_lanes_in_order(plan: ReadPlan) -
         assert lanes[i % plan.lanes][i // plan.lanes] == piece
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_a_compressed_file_stays_in_one_lane_without_a_gap(plan: ReadPlan) -> None:
     lanes = dealt(plan)
@@ -120,6 +126,7 @@ def test_a_compressed_file_stays_in_one_lane_without_a_gap(plan: ReadPlan) -> No
             assert [name for name, _ in groupby(s.file.path for s in lane)].count(file.path) == 1
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_each_lane_reads_files_in_the_plans_order_and_their_pieces_in_order(plan: ReadPlan) -> None:
     for lane in dealt(plan):
@@ -137,6 +144,7 @@ def test_plain_files_fill_the_lanes_that_a_compressed_one_has_left_free() -> Non
 # --- progress and order
 
 
+@settings(max_examples=60)
 @given(ANY_PLAN)
 def test_every_file_with_something_to_read_holds_the_watermark_with_its_tickets(
     plan: ReadPlan,
@@ -153,6 +161,7 @@ def test_every_file_with_something_to_read_holds_the_watermark_with_its_tickets(
     ]
 
 
+@settings(max_examples=60)
 @given(file_sets(st.booleans()), st.randoms(use_true_random=False))
 def test_files_are_read_by_their_first_events_time_with_the_unknown_first(
     files: tuple[InputFile, ...], random: object

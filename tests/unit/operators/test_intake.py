@@ -1,0 +1,606 @@
+"""Intake: whatever a batch holds, each record leaves once, by the output that its verdict names."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from operators.batches import (
+    DEAD_LETTERS,
+    LINES,
+    QUARANTINE,
+    RECORDS,
+    Progress,
+    SplitMark,
+    from_bytes,
+    to_bytes,
+)
+from operators.bridge import BYTES, PROGRESS_AND_BATCH
+from operators.events import events_schema
+from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
+from operators.rules.contract import Contract, load_contract
+from operators.rules.poison import PoisonPattern, PoisonRules
+from operators.rules.splits import UNKNOWN_MS
+from operators.rules.times import epoch_ms, iso_utc_ms
+from operators.rules.verdict import Rejection
+from tests.harness import Harness
+from tests.unit.operators.contracts import CLASHING, REWRITING, REWRITTEN
+from tests.unit.operators.java_input import read_progress
+from tests.unit.rules.contracts import ECOMMERCE, READING
+from tests.unit.rules.records import NOW_MS, SKEW_MS, damaged_records, good_records, mutated
+
+STRICT = ("tests.unit.rules.contracts:Strict", "key", "at")
+MAX_RECORD_BYTES = 500
+PAYLOAD_LIMIT_BYTES = 100
+NONE = PoisonRules()
+SOME = PoisonRules(
+    (PoisonPattern("x.*y", "x_and_y"), PoisonPattern("click|pump", "unwanted")),
+    frozenset({"missing_required", "future_timestamp"}),
+)
+GOOD = {
+    "user_id": "u1",
+    "product_id": "p1",
+    "action": "view",
+    "price": 1.5,
+    "timestamp": "2026-01-01T11:00:00.5Z",
+}
+GOOD_MS = NOW_MS - 3_600_000 + 500
+
+
+def shop(**changes: Any) -> bytes:
+    """A good record with some fields changed; `...` leaves one out."""
+    fields = {name: v for name, v in {**GOOD, **changes}.items() if v is not ...}
+    return json.dumps(fields).encode()
+
+
+def rules_of(path: tuple[str, ...], poison: PoisonRules = NONE) -> IntakeRules:
+    return IntakeRules(
+        contract=load_contract(*path),
+        poison=poison,
+        max_record_bytes=MAX_RECORD_BYTES,
+        max_future_skew_ms=SKEW_MS,
+        payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
+        code_version="1.2.3",
+    )
+
+
+@functools.cache
+def intake(path: tuple[str, ...] = ECOMMERCE, poison: PoisonRules = NONE) -> Harness:
+    """Intake in the strict harness; it has no state, so tests share it."""
+    return Harness(
+        Intake(rules_of(path, poison)),
+        input_type=BYTES,
+        output_type=PROGRESS_AND_BATCH,
+        side_outputs=[DEAD_LETTER_TAG, QUARANTINE_TAG, COUNTS_TAG],
+        processing_time=NOW_MS,
+    )
+
+
+def batch_of(rows: list[dict[str, Any]], mark: SplitMark | None = None) -> pa.RecordBatch:
+    """A batch of records; where a row does not say, they are of one topic and counted from 0."""
+    default = {"source_topic": "t", "source_partition": 0}
+    full = [{**default, "source_offset": i, **row} for i, row in enumerate(rows)]
+    schema = RECORDS.with_metadata(mark.metadata()) if mark else RECORDS
+    return pa.RecordBatch.from_pylist(full, schema)
+
+
+def payloads(*values: bytes | None, mark: SplitMark | None = None) -> pa.RecordBatch:
+    return batch_of([{"payload": value} for value in values], mark)
+
+
+@dataclass
+class Outcome:
+    """All that came out for one batch, by offset."""
+
+    progress: list[Progress] = field(default_factory=list)
+    events: pa.RecordBatch | None = None
+    accepted: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    dead: list[tuple[int, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    quarantined: list[tuple[int, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    counts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[int]:
+        """Offsets of all records, from all outputs."""
+        return sorted(
+            [offset for offset, _ in self.accepted]
+            + [offset for offset, *_ in self.dead + self.quarantined]
+        )
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Why records were turned away."""
+        turned_away = self.dead + self.quarantined
+        return {offset: envelope["error_type"] for offset, envelope, _ in turned_away}
+
+
+def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
+    """One batch through intake."""
+    harness = harness or intake()
+    harness.clear_output()
+    harness.process(to_bytes(batch))
+    (row,) = harness.output
+    found = Outcome(read_progress(row.progress), from_bytes(row.batch))
+    contract = harness.function._rules.contract
+    assert found.events is not None
+    assert found.events.schema.equals(events_schema(contract))
+    found.accepted = [(line["source_offset"], line) for line in lines_of(found.events)]
+    for tag, schema, into in (
+        (DEAD_LETTER_TAG, DEAD_LETTERS, found.dead),
+        (QUARANTINE_TAG, QUARANTINE, found.quarantined),
+    ):
+        for side in map(from_bytes, harness.side_output(tag)):
+            assert side.schema.equals(schema)
+            assert side.num_rows
+            folders = side.drop_columns(["line"]).to_pylist()
+            for envelope, folder in zip(lines_of(side), folders, strict=True):
+                into.append((envelope["source_offset"], envelope, folder))
+    for side in map(from_bytes, harness.side_output(COUNTS_TAG)):
+        assert side.schema.equals(LINES)
+        found.counts += lines_of(side)
+    return found
+
+
+def lines_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    lines = batch.column("line").to_pylist()
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+    return [json.loads(line) for line in lines]
+
+
+# --- any batch of any bytes
+
+
+def rows_of(path: tuple[str, ...]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    good = good_records(path[0])
+    rows = st.fixed_dictionaries(
+        {
+            "payload": good
+            | mutated(good)
+            | damaged_records(path[0])
+            | st.binary()
+            | st.none()
+            | st.sampled_from([b"", b" \n", b"[]", b"{}", b"x" * (MAX_RECORD_BYTES + 1)]),
+            "source_topic": st.sampled_from(["a", "b"]),
+            "source_partition": st.integers(0, 2),
+            "payload_bytes": st.sampled_from([None] * 6 + [MAX_RECORD_BYTES + 1]),
+            "fault": st.sampled_from([None] * 6 + ["cut"]),
+        }
+    )
+    return st.lists(rows, max_size=5)
+
+
+def expected_verdict(harness: Harness, row: dict[str, Any]) -> msgspec.Struct | Rejection:
+    """What the judge of single records says."""
+    if row["fault"]:
+        return Rejection("quarantine", "unreadable", row["fault"])
+    judge = harness.function._rules.judge()
+    verdict: msgspec.Struct | Rejection = judge.judge(
+        row["payload"] or b"", NOW_MS, row["payload_bytes"]
+    )
+    return verdict
+
+
+@pytest.mark.parametrize("path", [ECOMMERCE, READING])
+@pytest.mark.parametrize("poison", [NONE, SOME])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_bytes_leave_once_by_the_output_that_the_judge_names(
+    path: tuple[str, ...], poison: PoisonRules, data: st.DataObject
+) -> None:
+    rows = data.draw(rows_of(path))
+    harness = intake(path, poison)
+    found = outcome(batch_of(rows), harness)
+    verdicts = [expected_verdict(harness, row) for row in rows]
+    assert found.places == [*range(len(rows))]
+    assert_accepted(found, harness.function._rules.contract, verdicts, rows)
+    assert_turned_away(found, verdicts, rows)
+    assert_counted(found, verdicts, rows)
+
+
+def assert_accepted(
+    found: Outcome, contract: Contract, verdicts: list[Any], rows: list[dict[str, Any]]
+) -> None:
+    expected = []
+    for i, (verdict, row) in enumerate(zip(verdicts, rows, strict=True)):
+        if not isinstance(verdict, Rejection):
+            values = {c.name: getattr(verdict, c.attribute) for c in contract.columns}
+            place = {"source_topic": row["source_topic"], "source_offset": i}
+            written = {
+                name: iso_utc_ms(epoch_ms(value)) if isinstance(value, datetime) else value
+                for name, value in values.items()
+            }
+            expected.append((i, {**written, **place, "source_partition": row["source_partition"]}))
+    assert found.accepted == expected
+
+
+def assert_turned_away(found: Outcome, verdicts: list[Any], rows: list[dict[str, Any]]) -> None:
+    expected = {i: why for i, why in enumerate(verdicts) if isinstance(why, Rejection)}
+    kinds = {i: "dead_letter" for i, *_ in found.dead}
+    kinds |= {i: "quarantine" for i, *_ in found.quarantined}
+    assert kinds == {i: why.kind for i, why in expected.items()}
+    for i, envelope, folder in found.dead + found.quarantined:
+        why = expected[i]
+        assert envelope["error_type"] == why.error_type
+        assert envelope["error_message"] == why.message
+        assert envelope["violations"] == msgspec.to_builtins(list(why.violations))
+        assert envelope["source_topic"] == rows[i]["source_topic"]
+        assert envelope["source_partition"] == rows[i]["source_partition"]
+        if why.kind == "quarantine":
+            assert folder == {"reason": why.error_type}
+        else:
+            date = {"queue": "data_quality", "date": "2026-01-01"}
+            assert folder == {**date, "error_type": why.error_type}
+
+
+def assert_counted(found: Outcome, verdicts: list[Any], rows: list[dict[str, Any]]) -> None:
+    sources = [(row["source_topic"], row["source_partition"]) for row in rows]
+    lines = {(line["source_topic"], line["source_partition"]): line for line in found.counts}
+    assert len(lines) == len(found.counts)
+    assert lines.keys() == set(sources)
+    for source, line in lines.items():
+        offsets = [i for i, s in enumerate(sources) if s == source]
+        whys = [verdicts[i] for i in offsets if isinstance(verdicts[i], Rejection)]
+        assert line["stage"] == "intake"
+        assert line["received"] == len(offsets)
+        assert (line["first_offset"], line["last_offset"]) == (offsets[0], offsets[-1])
+        for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
+            assert line[name] == Counter(why.error_type for why in whys if why.kind == kind)
+    newest = dict.fromkeys(sources, UNKNOWN_MS)
+    for source, verdict in zip(sources, verdicts, strict=True):
+        if not isinstance(verdict, Rejection):
+            time = getattr(verdict, "timestamp", None) or getattr(verdict, "taken_at", None)
+            assert isinstance(time, datetime)
+            newest[source] = max(newest[source], epoch_ms(time))
+    assert sorted(found.progress, key=lambda p: p.partition) == [
+        Progress(f"{topic}/{partition}", -1, False, sources.count((topic, partition)), ms)
+        for (topic, partition), ms in sorted(newest.items())
+    ]
+
+
+@pytest.mark.parametrize("path", [ECOMMERCE, READING])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_good_records_are_accepted_in_their_order_and_nothing_else_comes_out(
+    path: tuple[str, ...], data: st.DataObject
+) -> None:
+    small = good_records(path[0]).filter(lambda record: len(record) <= MAX_RECORD_BYTES)
+    found = outcome(payloads(*data.draw(st.lists(small, min_size=1, max_size=4))), intake(path))
+    assert [offset for offset, _ in found.accepted] == found.places
+    assert found.dead == found.quarantined == []
+
+
+@settings(max_examples=50)
+@given(st.lists(st.binary() | st.none(), max_size=8))
+@example([b"[" * 100_000, b'{"user_id":' * 20, b'"' * 399, None])
+def test_bytes_that_were_never_events_are_all_turned_away(values: list[bytes | None]) -> None:
+    found = outcome(payloads(*values))
+    assert found.accepted == []
+    assert found.places == [*range(len(values))]
+
+
+# --- verdicts by example
+
+
+MENAGERIE: dict[str, list[bytes | None]] = {
+    "empty_message": [b"", b" \t\r\n", None],
+    "oversized": [b'"' + b"x" * MAX_RECORD_BYTES, shop(more="x" * MAX_RECORD_BYTES)],
+    "null_bytes": [b"\0", shop()[:-1] + b',"x":"\0"}', shop() + b"\0"],
+    "invalid_json": [
+        *(b"{", b"nonsense", shop()[:-1], shop() + b"}", b"[" * 399, b"\xff\xfe{}", b"NaN"),
+        shop()[:-1] + b',"more":"\xff"}',
+        shop()[:-1] + b',"\xc3":1}',
+        shop()[:-1] + b',"more":NaN}',
+    ],
+    "schema_error": [b"[]", b"null", b'"text"', b"1", shop(user_id=1), shop(timestamp="today")],
+    "missing_required": [b"{}", shop(user_id=...), shop(product_id=""), shop(timestamp=None)],
+    "invalid_price": [
+        *(shop(price=...), shop(price=None), shop(price=-1), shop(price=float("nan"))),
+        *(shop(price=float("inf")), shop(price=10**320), shop().replace(b"1.5", b"1e999")),
+    ],
+    "unknown_action": [shop(action="buy"), shop(action="VIEW")],
+    "future_timestamp": [shop(timestamp="2026-01-01T12:05:00.001Z"), shop(timestamp="9999-01-01")],
+}
+MENAGERIE["schema_error"].append(MENAGERIE["future_timestamp"].pop())
+
+
+def test_a_batch_of_every_kind_of_damage_is_taken_apart_by_reason() -> None:
+    named = [(reason, value) for reason, values in MENAGERIE.items() for value in values]
+    found = outcome(payloads(shop(), *(value for _, value in named), shop()))
+    assert [offset for offset, _ in found.accepted] == [0, len(named) + 1]
+    assert [found.reasons[i] for i in range(1, len(named) + 1)] == [reason for reason, _ in named]
+    quarantine = {"empty_message", "oversized", "null_bytes", "invalid_json"}
+    assert {folder["reason"] for *_, folder in found.quarantined} == quarantine
+    assert {folder["error_type"] for *_, folder in found.dead} == MENAGERIE.keys() - quarantine
+
+
+def test_a_good_record_is_written_with_its_fields_and_its_coordinates() -> None:
+    place = {"source_topic": "shop-events", "source_partition": 3, "source_offset": 12}
+    found = outcome(batch_of([{"payload": shop(extra=1), **place}]))
+    assert found.accepted == [(12, {**GOOD, "timestamp": "2026-01-01T11:00:00.500Z", **place})]
+    assert found.events is not None
+    assert found.events.column("price").to_pylist() == [1.5]
+
+
+def test_a_tombstone_is_an_empty_message() -> None:
+    found = outcome(batch_of([{"payload": None, "key": b"u1"}]))
+    ((_, envelope, folder),) = found.quarantined
+    assert folder == {"reason": "empty_message"}
+    assert (envelope["original_message"], envelope["message_bytes"]) == ("", 0)
+    assert envelope["key"] == "u1"
+
+
+def test_the_envelope_has_the_records_own_coordinates_time_key_and_bytes() -> None:
+    bad = shop(price=-1)
+    rows = [
+        {"payload": shop(), "source_offset": 7},
+        {
+            "payload": bad,
+            "source_topic": "shop-events",
+            "source_partition": 2,
+            "source_offset": 9,
+            "source_timestamp": NOW_MS - 1,
+            "key": b"u\xff",
+        },
+    ]
+    ((_, envelope, folder),) = outcome(batch_of(rows)).dead
+    assert folder == {
+        "queue": "data_quality",
+        "date": "2026-01-01",
+        "error_type": "invalid_price",
+    }
+    expected = {
+        "original_message": bad.decode(),
+        "encoding": "utf-8",
+        "source_topic": "shop-events",
+        "source_partition": 2,
+        "source_offset": 9,
+        "source_timestamp": "2026-01-01T11:59:59.999Z",
+        "key": "u\\xff",
+        "processing_stage": "intake",
+        "first_failure_time": "2026-01-01T12:00:00.000Z",
+        "message_checksum": hashlib.md5(bad).hexdigest(),  # noqa: S324
+        "disposition": "dq_rule",
+        "code_version": "1.2.3",
+        "has_invalid_price": True,
+        "has_schema_error": False,
+    }
+    assert {name: envelope[name] for name in expected} == expected
+
+
+def test_a_line_that_the_reader_has_cut_keeps_its_full_length_and_checksum() -> None:
+    """Also when what is left of it is a good record by itself."""
+    cut = {"payload": shop(), "payload_bytes": 50_000_000, "checksum": "c" * 32}
+    ((_, envelope, folder),) = outcome(batch_of([cut])).quarantined
+    assert folder == {"reason": "oversized"}
+    assert envelope["message_bytes"] == 50_000_000
+    assert envelope["message_checksum"] == "c" * 32
+    assert envelope["message_truncated"] is True
+    assert envelope["original_message"] == shop()[:PAYLOAD_LIMIT_BYTES].decode()
+
+
+def test_an_oversized_record_that_came_whole_is_cut_in_its_envelope() -> None:
+    """From a topic, where no reader has cut it."""
+    whole = shop(more="x" * MAX_RECORD_BYTES)
+    ((_, envelope, _),) = outcome(payloads(whole)).quarantined
+    assert envelope["message_bytes"] == len(whole)
+    assert envelope["message_checksum"] == hashlib.md5(whole).hexdigest()  # noqa: S324
+    assert envelope["original_message"] == whole[:PAYLOAD_LIMIT_BYTES].decode()
+    assert envelope["message_truncated"] is True
+
+
+def test_a_record_of_the_greatest_length_is_accepted_and_a_longer_one_is_not() -> None:
+    room = MAX_RECORD_BYTES - len(shop(more=""))
+    found = outcome(payloads(shop(more="x" * room), shop(more="x" * (room + 1))))
+    assert [offset for offset, _ in found.accepted] == [0]
+    assert found.reasons == {1: "oversized"}
+
+
+def test_any_other_bad_record_is_kept_whole_so_that_it_can_be_sent_again() -> None:
+    bad = shop(price=-1, more="x" * PAYLOAD_LIMIT_BYTES)
+    ((_, envelope, _),) = outcome(payloads(bad)).dead
+    assert envelope["original_message"] == bad.decode()
+    assert envelope["message_truncated"] is False
+
+
+def test_what_the_source_could_not_read_is_quarantined_as_unreadable_with_the_reason() -> None:
+    """Also when the piece that it has is a good record by itself."""
+    cut = {"payload": shop(), "fault": "the gzip file ends too early"}
+    found = outcome(batch_of([cut, {"payload": shop()}]))
+    ((_, envelope, folder),) = found.quarantined
+    assert folder == {"reason": "unreadable"}
+    assert envelope["error_message"] == "the gzip file ends too early"
+    assert [offset for offset, _ in found.accepted] == [1]
+    assert found.counts[0]["quarantined"] == {"unreadable": 1}
+
+
+# --- the user's own rules
+
+
+def test_a_good_record_that_matches_a_pattern_is_quarantined_with_its_reason() -> None:
+    found = outcome(payloads(shop(), shop(action="click"), shop(more="x-y")), intake(poison=SOME))
+    assert [offset for offset, _ in found.accepted] == [0]
+    assert found.reasons == {1: "unwanted", 2: "x_and_y"}
+    assert {folder["reason"] for *_, folder in found.quarantined} == {"unwanted", "x_and_y"}
+
+
+def test_a_violation_that_the_user_calls_poison_is_quarantined_under_its_name() -> None:
+    bad = (shop(user_id=...), shop(price=-1), shop(timestamp="2999-01-01T00:00:00Z"))
+    found = outcome(payloads(*bad), intake(poison=SOME))
+    assert found.dead[0][2]["error_type"] == "invalid_price"
+    reasons = [(offset, folder["reason"]) for offset, _, folder in found.quarantined]
+    assert reasons == [(0, "missing_required"), (2, "future_timestamp")]
+    assert found.counts[0]["quarantined"] == {"missing_required": 1, "future_timestamp": 1}
+    assert found.counts[0]["dead_lettered"] == {"invalid_price": 1}
+
+
+# --- what a contract's own code can do
+
+
+def strict(**fields: Any) -> bytes:
+    return json.dumps({"key": "k", "at": "2026-01-01T00:00:00Z", **fields}).encode()
+
+
+def test_whatever_a_contracts_own_code_raises_or_sets_is_a_dead_letter() -> None:
+    bad = (strict(key="boom"), strict(low=2), strict(key="far"), strict(key="wrong"))
+    found = outcome(payloads(strict(), *bad, strict()), intake(STRICT))
+    assert [offset for offset, _ in found.accepted] == [0, 5]
+    assert found.reasons == dict.fromkeys(range(1, 5), "schema_error")
+    assert len(found.dead) == 4
+
+
+def test_a_value_that_no_column_can_hold_is_a_dead_letter_and_not_the_end_of_the_job() -> None:
+    bad = [strict(key=key) for key in REWRITTEN]
+    found = outcome(payloads(strict(), *bad, strict()), intake(REWRITING))
+    assert [offset for offset, _ in found.accepted] == [0, len(bad) + 1]
+    assert found.reasons == dict.fromkeys(range(1, len(bad) + 1), "schema_error")
+    assert found.counts[0]["dead_lettered"] == {"schema_error": len(bad)}
+    assert all(envelope["has_schema_error"] for _, envelope, _ in found.dead)
+
+
+def test_attributes_may_have_the_names_that_breakwater_uses_itself() -> None:
+    fields = {"key": "k", "f1": "2026-01-01T00:00:00Z", "topic": "mine", "offset": 5, "class": 6}
+    found = outcome(payloads(json.dumps(fields).encode()), intake(CLASHING))
+    ((_, line),) = found.accepted
+    assert (line["topic"], line["offset"], line["source_topic"]) == ("mine", 5, "t")
+
+
+# --- progress and counts
+
+
+FUTURE = shop(timestamp="2026-01-01T12:05:00.001Z")
+AT_THE_LIMIT = shop(timestamp="2026-01-01T12:05:00.000999Z")
+
+
+def test_a_split_says_how_far_it_has_come_by_its_newest_accepted_event() -> None:
+    mark = SplitMark("/in/😀.jsonl", 4, last=True)
+    older = shop(timestamp="2025-01-01T00:00:00Z")
+    found = outcome(payloads(older, shop(), b"bad", older, mark=mark))
+    assert found.progress == [Progress("/in/😀.jsonl", 4, True, 4, GOOD_MS)]
+
+
+@pytest.mark.parametrize("mark", [None, SplitMark("t/0", 1, last=False)])
+def test_an_event_of_the_future_does_not_push_the_watermark(mark: SplitMark | None) -> None:
+    found = outcome(payloads(FUTURE, shop(), FUTURE, mark=mark))
+    assert found.reasons == {0: "future_timestamp", 2: "future_timestamp"}
+    assert [p.newest_ms for p in found.progress] == [GOOD_MS]
+    alone = outcome(payloads(FUTURE, mark=mark))
+    assert [p.newest_ms for p in alone.progress] == [UNKNOWN_MS]
+
+
+def test_an_event_at_the_limit_of_the_future_is_accepted_and_pushes_the_watermark() -> None:
+    found = outcome(payloads(AT_THE_LIMIT, shop()))
+    assert len(found.accepted) == 2
+    assert [p.newest_ms for p in found.progress] == [NOW_MS + SKEW_MS]
+
+
+def test_an_event_of_the_future_pushes_the_watermark_of_no_partition() -> None:
+    rows = [
+        {"payload": FUTURE, "source_partition": 0},
+        {"payload": shop(), "source_partition": 1},
+        {"payload": FUTURE, "source_partition": 1},
+        {"payload": AT_THE_LIMIT, "source_partition": 2},
+    ]
+    found = outcome(batch_of(rows))
+    assert found.progress == [
+        Progress("t/0", -1, False, 1, UNKNOWN_MS),
+        Progress("t/1", -1, False, 2, GOOD_MS),
+        Progress("t/2", -1, False, 1, NOW_MS + SKEW_MS),
+    ]
+
+
+def test_topics_and_partitions_of_one_batch_are_counted_and_advance_each_for_itself() -> None:
+    times = {("b", 1): 10, ("a", 1): 30, ("b", 0): 20}
+    rows = [
+        {
+            "payload": shop(timestamp=iso_utc_ms(ms)),
+            "source_topic": topic,
+            "source_partition": partition,
+            "source_offset": 1000 + ms,
+        }
+        for (topic, partition), ms in times.items()
+    ]
+    rows.append({**rows[0], "payload": b"bad", "source_offset": 999})
+    rows.append({**rows[1], "payload": shop(price=-1), "source_offset": 2000})
+    found = outcome(batch_of(rows))
+    assert {p.partition: (p.records, p.newest_ms) for p in found.progress} == {
+        "b/1": (2, 10),
+        "a/1": (2, 30),
+        "b/0": (1, 20),
+    }
+    counts = {(line["source_topic"], line["source_partition"]): line for line in found.counts}
+    assert len(counts) == len(found.counts) == 3
+    assert counts["b", 1]["quarantined"] == {"invalid_json": 1}
+    assert counts["b", 1]["dead_lettered"] == counts["b", 0]["quarantined"] == {}
+    assert counts["a", 1]["dead_lettered"] == {"invalid_price": 1}
+    assert (counts["b", 1]["first_offset"], counts["b", 1]["last_offset"]) == (999, 1010)
+    assert (counts["a", 1]["first_offset"], counts["a", 1]["last_offset"]) == (1030, 2000)
+
+
+def test_an_empty_batch_only_says_that_its_split_ends() -> None:
+    found = outcome(payloads(mark=SplitMark("/in/a", 2, last=True)))
+    assert found.progress == [Progress("/in/a", 2, True, 0, UNKNOWN_MS)]
+    assert found.events is not None
+    assert found.events.num_rows == 0
+    assert not found.counts + found.dead + found.quarantined
+
+
+# --- what is not the data's fault
+
+
+@pytest.mark.parametrize("place", ["decode", "judge"])
+def test_a_lack_of_memory_fails_the_job_instead_of_costing_a_record(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    function = intake().function
+    monkeypatch.setattr(function._judge, place, no_memory)
+    with pytest.raises(MemoryError):
+        list(function.process_element(to_bytes(payloads(shop(), b"bad")), Context()))
+
+
+def test_any_other_exception_of_the_decoder_costs_one_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The positive control of the test above: there the exception is of memory, here it is not."""
+    function = intake().function
+    decode = function._judge.decode
+
+    def fail(payload: bytes) -> Any:
+        if b"u1" in payload:
+            raise RecursionError
+        return decode(payload)
+
+    monkeypatch.setattr(function._judge, "decode", fail)
+    found = outcome(payloads(shop(), shop(user_id="u2")))
+    assert [offset for offset, _ in found.accepted] == [1]
+    assert found.reasons == {0: "schema_error"}
+
+
+class Context:
+    """As much of Flink's context as intake asks for."""
+
+    def timer_service(self) -> Context:
+        return self
+
+    def current_processing_time(self) -> int:
+        return NOW_MS
+
+
+def test_the_rules_travel_to_a_worker_and_judge_there_as_here() -> None:
+    """The harness ships the function through cloudpickle, contract, patterns and all."""
+    harness = intake(READING, SOME)
+    assert harness.settings.ship
+    assert harness.function._rules == rules_of(READING, SOME)
