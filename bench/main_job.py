@@ -147,9 +147,9 @@ def msgspec_loop(source: Path) -> float:
     decode = msgspec.json.Decoder(EcommerceEvent).decode
     began = time.process_time()
     for line in lines:
-        try:
+        try:  # noqa: SIM105 - the least that any job does, nothing more
             decode(line)
-        except Exception:  # noqa: S110, SIM105 - the least that any job does, nothing more
+        except Exception:  # noqa: S110 - the same
             pass
     return (time.process_time() - began) / len(lines)
 

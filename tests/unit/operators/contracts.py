@@ -30,11 +30,14 @@ class Rewriting(msgspec.Struct):
     number: int = 0
     ratio: float = 0.0
     ok: bool = True
+    more: int | None = None
 
     def __post_init__(self) -> None:
         changes: dict[str, tuple[str, Any]] = {
             "text in a number": ("number", "x"),
             "wide number": ("number", 2**63),
+            "wide number that may be null": ("more", 2**63),
+            "text in a number that may be null": ("more", "x"),
             "text in a ratio": ("ratio", "x"),
             "infinite ratio": ("ratio", float("inf")),
             "number in a text": ("key", 5),
@@ -54,6 +57,7 @@ class Rewriting(msgspec.Struct):
 
 #: Keys of `Rewriting` whose events cannot be written.
 REWRITTEN = (
+    *("wide number that may be null", "text in a number that may be null"),
     *("text in a number", "wide number", "text in a ratio"),
     *("infinite ratio", "number in a text", "bytes in a text", "lone surrogate", "null key"),
     *("null time", "text in a time", "early time", "future time", "text in a flag", "null flag"),

@@ -38,7 +38,7 @@ from tests.unit.rules.lines import BOM, LIMITS, MARKED_FILES, Line, as_lines, na
 
 WIDE = LineLimits(max_record_bytes=10_000, payload_limit_bytes=100, max_records=1000)
 PIECES = st.integers(1, 40) | st.just(1 << 14)
-SPLITS = st.integers(1, 80)
+SPLITS = st.integers(1, 80) | st.just(10**6)
 
 Fault = tuple[int, bytes]
 Outcome = tuple[list[Line], Fault | None]
@@ -145,7 +145,10 @@ def packed(data: bytes, level: int = 6, cuts: tuple[int, ...] = ()) -> bytes:
 
 
 MEMBERS = st.builds(
-    packed, MARKED_FILES, st.sampled_from((0, 1, 9)), st.lists(st.integers(0, 60)).map(tuple)
+    packed,
+    MARKED_FILES | MARKED_FILES.map(lambda data: data + b"\none\ntwo\n"),
+    st.sampled_from((0, 1, 9)),
+    st.lists(st.integers(0, 60)).map(tuple),
 )
 #: Whole gzip files: several members, zeros between and after them.
 GZIP_FILES = st.lists(
@@ -156,9 +159,9 @@ GZIP_FILES = st.lists(
 @st.composite
 def damaged_files(draw: st.DrawFn) -> bytes:
     """A gzip file that is cut, has a byte changed, or goes on with something else."""
-    data = draw(GZIP_FILES)
+    data = draw(GZIP_FILES.filter(lambda data: len(data) > 30))  # an empty file has 20 bytes
     at = draw(st.sampled_from(range(2, len(data))))
-    how = draw(st.sampled_from(("cut", "change", "append")))
+    how = draw(st.sampled_from(("cut", "change", "change", "append")))
     if how == "cut":
         return data[:at]
     if how == "change":
@@ -506,6 +509,22 @@ def test_tickets_give_the_same_in_any_order_again_and_by_another_worker(
         assert list(reader.process_element(n, None)) == expected[n]
 
 
+def test_two_gzip_files_may_be_read_in_turns(tmp_path: Path) -> None:
+    """The bug it catches: going on in one file where the other one was left."""
+    data = b"".join(b"%d\n" % i for i in range(100))
+    files = tuple(
+        write(tmp_path / f"{name}.gz", packed(name.encode() + data, 0)) for name in ("a", "b")
+    )
+    plan = ReadPlan(files, 50, 1)
+    n = len(plan.tickets()) // 2
+    straight = opened(plan)
+    expected = [list(straight.process_element(ticket, None)) for ticket in range(2 * n)]
+    reader = opened(plan)
+    for i in range(n):
+        for ticket in (i, n + i):
+            assert list(reader.process_element(ticket, None)) == expected[ticket]
+
+
 def opened(plan: ReadPlan) -> FileReader:
     reader = FileReader(plan, WIDE)
     reader.open(None)
@@ -527,6 +546,7 @@ def test_a_gzip_file_is_unpacked_once_however_many_splits_and_damaged_or_not(
             super().__init__(file, limits)
 
     monkeypatch.setattr(file_source, "GzipCursor", Counted)
+    monkeypatch.setattr(file_source, "_PIECE_BYTES", 30)
     reader = opened(plan)
     batches = [
         from_bytes(batch)
@@ -634,6 +654,10 @@ def test_the_first_event_may_be_the_only_one_without_a_newline(
     tmp_path: Path, pack: type[bytes]
 ) -> None:
     assert listed(tmp_path / "a", pack(b"bad\n17")).first_event_ms == 17
+
+
+def test_an_event_at_the_epoch_is_one(tmp_path: Path) -> None:
+    assert listed(tmp_path / "a", b"bad\n0\n5\n").first_event_ms == 0
 
 
 def test_an_oversized_line_is_no_event(tmp_path: Path) -> None:

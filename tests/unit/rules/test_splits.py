@@ -207,6 +207,7 @@ def cuts(draw: st.DrawFn) -> list[bytes]:
 
 @given(cuts(), LIMITS)
 @example([BOM[:1], BOM[1:] + b"abcd\n"], (4, 2))
+@example([b"a\r\r\nb\r\r\r\nc\r\n"], (2, 9))
 @example([b"\r", b"\n\r", b"\r\n", b"\r"], (0, 0))
 def test_any_bytes_in_any_pieces_give_the_lines_of_the_whole(
     pieces: list[bytes], limits: tuple[int, int]
