@@ -33,6 +33,10 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
         listed = [list_file(path, limits, event_ms) for path in found]
     except SourceFileError as error:
         raise UserError(str(error), WRONG_CALL) from error
+    except OSError as error:
+        raise UserError(
+            f"input {error.filename} cannot be read: {error.strerror}", WRONG_CALL
+        ) from error
     return ReadPlan(reading_order(listed), settings.source.split_bytes, settings.parallelism)
 
 

@@ -22,18 +22,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from py4j.java_gateway import JavaGateway
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JNetworkError
 from rich.console import Console
 from rich.status import Status
 
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
 from flink_jobs.files import load_plan, plan_files, save_plan
-from flink_jobs.java import find_java
-from flink_jobs.output import Mode, OutputFolder, wait_a_moment
-from flink_jobs.recount import recount, streamed
+from flink_jobs.java import Java, find_java
+from flink_jobs.output import TMP_PREFIX, Mode, OutputFolder, wait_a_moment
+from flink_jobs.recount import recount, streamed, unread
 from flink_jobs.report import Report
 from flink_jobs.settings import Settings
 from operators.rules.splits import ReadPlan
+from operators.sinks import flink_path
 
 if TYPE_CHECKING:
     from pyflink.common import JobClient
@@ -41,8 +42,18 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _JVM_ENDS_WITHIN_S: Final = 20
 _CANCEL_WITHIN_S: Final = 60
-#: Settings that a checkpoint's state was made with: a resumed run must have the same.
-_FIXED: Final = ("source", "contract", "windows")
+_FIXED: Final = ("source", "contract", "windows", "poison")
+_OWN_OPTIONS: Final = (
+    "execution.checkpointing.dir",
+    "execution.checkpointing.mode",
+    "execution.checkpointing.externalized-checkpoint-retention",
+    "execution.runtime-mode",
+    "io.tmp.dirs",
+    "parallelism.default",
+    "pipeline.auto-generate-uids",
+    "python.execution-mode",
+    "table.local-time-zone",
+)
 
 
 def run_local(
@@ -64,28 +75,33 @@ def run_local(
         UserError: a foreseeable fault, with its own exit code.
     """
     folder = OutputFolder(output)
-    # Before anything is written: a wrong path must not leave a folder behind.
-    plan = plan_files(settings, inputs, output) if mode != "resume" else None
-    with folder.claim(mode):
-        if plan is None:
-            plan = _plan_to_resume(settings, inputs, folder)
+    # Before anything is written: a wrong call must not leave a folder behind.
+    _refuse_own_options(settings)
+    java = find_java(os.environ)
+    plan = plan_files(settings, inputs, output)
+    with _one_line(f"the run in {folder.root} failed"), folder.claim(mode):
+        if mode == "resume":
+            plan = _plan_to_resume(settings, plan, inputs, folder)
             if folder.ledger_json.is_file():
-                return _say_done(folder, json_output)
+                return _print(Report.read(folder.ledger_json), folder, json_output)
         else:
-            _keep_settings(settings, folder)
+            folder.settings.write_bytes(_fixed_settings(settings))
             save_plan(plan, folder.plan)
         began = time.monotonic()
-        done = _Done(0) if _all_committed(folder) else _run(settings, plan, folder)
+        done = _Done(0) if _all_committed(folder, plan) else _run(settings, plan, folder, java)
         if done is None:
             return FAILED
         report = Report.of(
-            streamed(folder), recount(folder), done.records, time.monotonic() - began
+            streamed(folder),
+            recount(folder),
+            unread(folder, plan),
+            done.records,
+            time.monotonic() - began,
         )
         if report.balanced:
             folder.clean_up()
         report.write(folder.ledger_json)
-        _print(report, folder, json_output)
-        return 0 if report.balanced else FAILED
+        return _print(report, folder, json_output)
 
 
 @dataclass(frozen=True)
@@ -95,84 +111,101 @@ class _Done:
     records: int
 
 
-def _all_committed(folder: OutputFolder) -> bool:
+def _all_committed(folder: OutputFolder, plan: ReadPlan) -> bool:
     """Whether a former run came to its end and only its ledger is missing.
 
     Flink keeps the last checkpoint until the job is done and all is committed. So output without a
     checkpoint means that nothing is left to do; no checkpoint and no output, that none was taken.
+
+    Raises:
+        UserError: there is output, but not of all the input: the checkpoints are gone.
     """
-    return folder.newest_checkpoint() is None and folder.has_parts()
+    if folder.newest_checkpoint() is not None or not folder.has_parts():
+        return False
+    missing = unread(folder, plan)
+    if missing:
+        raise UserError(
+            f"the run in {folder.root} cannot go on, its checkpoints are gone ({missing[0]}): "
+            "start over with --overwrite"
+        )
+    return True
 
 
-def _plan_to_resume(settings: Settings, inputs: list[Path], folder: OutputFolder) -> ReadPlan:
+def _refuse_own_options(settings: Settings) -> None:
+    """A local run keeps its promises only with its own choice of these."""
+    for name in settings.flink:
+        if name in _OWN_OPTIONS or name.startswith("execution.state-recovery."):
+            raise UserError(
+                f"[flink] {name}: a run on this machine sets this itself; remove it", WRONG_CALL
+            )
+
+
+def _plan_to_resume(
+    settings: Settings, found: ReadPlan, inputs: list[Path], folder: OutputFolder
+) -> ReadPlan:
     """The plan of the run in the folder, if this call fits it."""
     plan = load_plan(folder.plan)
     given = {path.resolve() for path in inputs}
-    for file in plan.files:
-        path = Path(file.path)
-        if not given & {path, *path.parents}:
-            raise UserError(
-                f"the run in {folder.root} reads {path}, which is not in this call's --input: "
-                "resume with the same inputs, or start over with --overwrite",
-                WRONG_CALL,
-            )
+    planned = {file.path for file in plan.files}
+    strange = [path for path in planned if not given & {Path(path), *Path(path).parents}]
+    strange += [file.path for file in found.files if file.path not in planned]
+    if strange:
+        raise UserError(
+            f"{strange[0]} is input of this call or of the run in {folder.root}, but not of both: "
+            "resume with the same inputs, or start over with --overwrite",
+            WRONG_CALL,
+        )
     before = msgspec.json.decode(folder.settings.read_bytes())
-    for name in _FIXED:
-        now = msgspec.to_builtins(getattr(settings, name).model_dump(mode="json"))
-        for key, value in now.items():
-            if before[name].get(key) != value:
+    now = msgspec.json.decode(_fixed_settings(settings))
+    for table, values in now.items():
+        for key, value in values.items():
+            if before[table].get(key) != value:
                 raise UserError(
-                    f"{name}.{key} is {value}, but the run in {folder.root} began with "
-                    f"{before[name].get(key)}: resume with the same, "
+                    f"{table}.{key} is {value}, but the run in {folder.root} began with "
+                    f"{before[table].get(key)}: resume with the same, "
                     "or start over with --overwrite",
                     WRONG_CALL,
                 )
     return plan
 
 
-def _keep_settings(settings: Settings, folder: OutputFolder) -> None:
-    folder.settings.write_bytes(settings.model_dump_json().encode())
+def _fixed_settings(settings: Settings) -> bytes:
+    """What a checkpoint's state was made with: a resumed run must have the same."""
+    tables = {name: getattr(settings, name).model_dump(mode="json") for name in _FIXED}
+    tables["contract"]["version"] = settings.contract.load().version
+    return msgspec.json.encode(tables)
 
 
-def _say_done(folder: OutputFolder, json_output: bool) -> int:
-    ledger = msgspec.json.decode(folder.ledger_json.read_bytes())
-    if json_output:
-        sys.stdout.write(folder.ledger_json.read_text())
-    else:
-        Console().print(f"the run in {folder.root} is done: its books are in {folder.ledger_json}")
-    return 0 if ledger["balanced"] else FAILED
-
-
-def _print(report: Report, folder: OutputFolder, json_output: bool) -> None:
+def _print(report: Report, folder: OutputFolder, json_output: bool) -> int:
     if json_output:
         sys.stdout.write(folder.ledger_json.read_text())
     else:
         report.print_table(Console(), folder.root)
+    return 0 if report.balanced else FAILED
 
 
 # --- the job -------------------------------------------------------------------------------------
 
 
-def _run(settings: Settings, plan: ReadPlan, folder: OutputFolder) -> _Done | None:
+def _run(settings: Settings, plan: ReadPlan, folder: OutputFolder, java: Java) -> _Done | None:
     """Run the job from the newest checkpoint; None when it was interrupted."""
     checkpoint = folder.newest_checkpoint()
     progress = Console(stderr=True)
-    with _flink_process(folder) as tmp, progress.status("starting Flink") as status:
+    with (
+        _interruptible() as interrupted,
+        _flink_process(folder, java) as tmp,
+        progress.status("starting Flink") as status,
+    ):
         from flink_jobs.main import run  # noqa: PLC0415 - it starts Java, in the place made for it
 
-        options = _local_options(folder, tmp, checkpoint)
-        try:
-            job = run(settings, plan, folder.root, options)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"the job did not start: {_reason(error)}") from error
-        return _wait(job, plan, folder, status if progress.is_terminal else None)
+        with _one_line("the job did not start"):
+            job = run(settings, plan, folder.root, _local_options(folder, tmp, checkpoint))
+        return _wait(job, plan, folder, interrupted, status if progress.is_terminal else None)
 
 
 def _local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> dict[str, str]:
     options = {
-        "execution.checkpointing.dir": folder.checkpoints.as_uri(),
+        "execution.checkpointing.dir": flink_path(folder.checkpoints),
         "io.tmp.dirs": str(tmp),
         "rest.address": "127.0.0.1",
         "rest.bind-address": "127.0.0.1",
@@ -181,20 +214,20 @@ def _local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> 
     }
     if checkpoint is not None:
         # Flink then owns the checkpoint, and removes it when it has a newer one.
-        options["execution.state-recovery.path"] = checkpoint.as_uri()
+        options["execution.state-recovery.path"] = flink_path(checkpoint)
         options["execution.state-recovery.claim-mode"] = "CLAIM"
     return options
 
 
 @contextmanager
-def _flink_process(folder: OutputFolder) -> Iterator[Path]:
+def _flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
     """Set the place for the one Java process that PyFlink starts, and end it and clear up after.
 
     Yields:
         A folder for temporary files; it is gone afterwards, and after a crash with the next run.
     """
-    tmp = Path(tempfile.mkdtemp(prefix="breakwater-"))
-    for name, value in _environment(folder, tmp, os.environ).items():
+    tmp = Path(tempfile.mkdtemp(prefix=TMP_PREFIX))
+    for name, value in _environment(folder, tmp, java, os.environ).items():
         os.environ[name] = value
     for name in ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR"):
         # Another Flink on this machine is not the one that this PyFlink is made for.
@@ -215,10 +248,12 @@ def _flink_process(folder: OutputFolder) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _environment(folder: OutputFolder, tmp: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    folder: OutputFolder, tmp: Path, java: Java, environ: Mapping[str, str]
+) -> dict[str, str]:
     python_path = [str(PROJECT), *(p for p in sys.path if p), environ.get("PYTHONPATH", "")]
     return {
-        "JAVA_HOME": str(find_java(environ).home),
+        "JAVA_HOME": str(java.home),
         "JVM_ARGS": f"{environ.get('JVM_ARGS', '')} -Djava.io.tmpdir={tmp}".strip(),
         "TMPDIR": str(tmp),
         "FLINK_LOG_DIR": str(folder.log),
@@ -243,14 +278,18 @@ def _end_jvm(gateway: JavaGateway, pid: int) -> None:
 
 
 def _wait(
-    job: JobClient, plan: ReadPlan, folder: OutputFolder, status: Status | None
+    job: JobClient,
+    plan: ReadPlan,
+    folder: OutputFolder,
+    interrupted: threading.Event,
+    status: Status | None,
 ) -> _Done | None:
     """Wait for the end of the job, showing how far it is; None when it was interrupted."""
     result = job.get_job_execution_result()
     total = sum(file.splits for file in plan.progress())
     began = time.monotonic()
     counters: dict[str, Any] = {}
-    with _interruptible() as interrupted:
+    with _one_line("the run failed", f"; nothing is lost, --resume it (log: {folder.log})"):
         while not result.done():
             if interrupted.is_set():
                 _cancel(job, folder)
@@ -260,13 +299,7 @@ def _wait(
             if status is not None:
                 status.update(_progress_line(counters, total, time.monotonic() - began))
             wait_a_moment()
-    try:
         ended = result.result()
-    except Exception as error:
-        raise UserError(
-            f"the run failed: {_reason(error)}; nothing is lost, continue with --resume "
-            f"(log: {folder.log})"
-        ) from error
     return _Done(int(ended.get_accumulator_result("received") or 0))
 
 
@@ -308,11 +341,16 @@ def _cancel(job: JobClient, folder: OutputFolder) -> None:
 
 
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def _one_line(what: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever goes wrong into one line that a person can act on."""
     try:
         yield
+    except UserError:
+        raise
+    except Py4JNetworkError as error:
+        raise UserError(f"{what}: the Java process has died{advice}") from error
     except Exception as error:
-        raise UserError(f"{what}: {_reason(error)}") from error
+        raise UserError(f"{what}: {_reason(error)}{advice}") from error
 
 
 _PYTHON_FAULT: Final = re.compile(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
+import pyarrow as pa
 from pyflink.common import Configuration, JobClient
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.datastream.data_stream import DataStream
@@ -24,16 +25,17 @@ from flink_jobs.errors import UserError
 from flink_jobs.files import plan_files
 from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
+    ACCEPTED,
     LINE,
-    PROGRESS_AND_BATCH,
+    gate,
     marks,
     name_sql_steps,
     require_bridge,
     rows_of,
     side_output,
     unbatch,
-    unbatch_and_gate,
 )
+from operators.events import partials_schema
 from operators.file_source import FileSource, LineLimits
 from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
 from operators.rules.contract import Contract
@@ -125,13 +127,12 @@ def define_workflow(
     """
     require_bridge()
     table_env = StreamTableEnvironment.create(env)
-    event_row = event_row_type(rules.contract)
 
     # Each record gets its verdict. Intake runs where the source reads, in the same Python process.
-    judged = source.batches(env).process(Intake(rules), PROGRESS_AND_BATCH)
+    judged = source.batches(env).process(Intake(rules), ACCEPTED)
     judged.uid("intake").name("intake").set_parallelism(source.parallelism)
 
-    sinks.add("processed_events", judged, event_row)
+    sinks.add("processed_events", judged, LINE)
 
     # What is turned away goes to its folder, in its envelope.
     error_sinks.add(
@@ -160,19 +161,14 @@ def define_workflow(
         parallelism=1 if files else source.parallelism,
     )
 
-    # From here on rows: those whose window has closed are late, and in no window.
-    events, late, counted = unbatch_and_gate(
-        marked,
-        event_row,
-        uid="events",
-        event_time=rules.contract.event_time,
-        window_ms=windows.size_ms,
-    )
-    sinks.add("late_events", late, event_row)
+    # An event whose window has closed is late, and in no window.
+    partial_row = partial_row_type(rules.contract)
+    events, late, counted = gate(marked, partial_row, uid="gate", window_ms=windows.size_ms)
+    sinks.add("late_events", late, LINE)
 
-    # Windows are Flink SQL.
+    # Windows are Flink SQL, over the events as intake has added them up by key, window and batch.
     table_env.create_temporary_view(
-        "events", table_env.from_data_stream(events, events_schema(rules.contract))
+        "partials", table_env.from_data_stream(events, partials_table(rules.contract))
     )
     user_windows = rows_of(table_env, table_env.sql_query(windows_sql(rules.contract, windows)))
     name_sql_steps(user_windows, "user-windows")
@@ -214,6 +210,7 @@ def intake_rules(settings: Settings) -> IntakeRules:
         poison=settings.poison.rules(),
         max_record_bytes=settings.source.max_record_bytes,
         max_future_skew_ms=settings.source.max_future_skew_ms,
+        window_ms=settings.windows.size_ms,
         payload_limit_bytes=settings.source.payload_limit_bytes,
         code_version=version("breakwater"),
     )
@@ -236,39 +233,26 @@ def row_type(*folders: str) -> RowType:
     )
 
 
-_SQL_TYPES: Final = {
-    "str": DataTypes.STRING(),
-    "int": DataTypes.BIGINT(),
-    "float": DataTypes.DOUBLE(),
-    "bool": DataTypes.BOOLEAN(),
-    "datetime": DataTypes.TIMESTAMP_LTZ(3),
-}
+def partial_row_type(contract: Contract) -> RowType:
+    """Rows of `events.partials_schema`."""
+    schema = partials_schema(contract)
+    is_int = schema.field("total_value").type == pa.decimal128(38, 0)
+    total = DataTypes.DECIMAL(38, 0) if is_int else DataTypes.DOUBLE()
+    types = (DataTypes.STRING(), DataTypes.TIMESTAMP_LTZ(3), total, DataTypes.BIGINT())
+    return DataTypes.ROW([DataTypes.FIELD(n, t) for n, t in zip(schema.names, types, strict=True)])
 
 
-def event_row_type(contract: Contract) -> RowType:
-    """Rows of `events.events_schema`."""
-    return DataTypes.ROW(
-        [DataTypes.FIELD("line", DataTypes.BYTES())]
-        + [DataTypes.FIELD(column.name, _SQL_TYPES[column.kind]) for column in contract.columns]
-    )
-
-
-def events_schema(contract: Contract) -> Schema:
-    """The table of events: the watermark is the one that `marks` has made."""
-    builder = Schema.new_builder().column("line", "BYTES")
-    for column in contract.columns:
-        builder.column(column.name, column.sql_type)
-    return builder.watermark(contract.event_time, "SOURCE_WATERMARK()").build()
+def partials_table(contract: Contract) -> Schema:
+    """The table of partials: its watermark is the one that `marks` has made."""
+    builder = Schema.new_builder().from_row_data_type(partial_row_type(contract))
+    return builder.watermark("event_time", "SOURCE_WATERMARK()").build()
 
 
 def windows_sql(contract: Contract, windows: WindowSettings) -> str:
     """The windows' statement for a contract."""
     return statement(
         "user_windows",
-        key=contract.key,
         key_json=msgspec.json.encode(contract.key).decode().replace("'", "''"),
-        event_time=contract.event_time,
-        total=f"SUM(`{contract.value}`)" if contract.value else "CAST(NULL AS DOUBLE)",
         window_s=f"{windows.size_ms // 1000}.{windows.size_ms % 1000:03d}",
     )
 

@@ -25,6 +25,7 @@ OUTPUTS: Final = (
     "quarantine",
     "ledger",
 )
+TMP_PREFIX: Final = "breakwater-"
 _FORMER_RUN_ENDS_WITHIN_S: Final = 30
 
 
@@ -84,10 +85,20 @@ class OutputFolder:
     def _check(self, mode: Mode) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"output {self.root} is not a folder: choose another", WRONG_CALL)
-        if mode == "new" and self.root.is_dir() and any(self.root.iterdir()):
+        # A folder with nothing but a state without a plan is that of a run that never began.
+        used = self.root.is_dir() and {entry.name for entry in self.root.iterdir()} - {
+            ".breakwater"
+        }
+        if mode == "new" and (used or self.plan.is_file()):
             raise UserError(
                 f"output folder {self.root} is not empty: continue the run in it with --resume, "
                 "start over with --overwrite, or choose another folder",
+                WRONG_CALL,
+            )
+        if mode == "overwrite" and used and not self.state.is_dir():
+            raise UserError(
+                f"output folder {self.root} holds something that no run of Breakwater has written: "
+                "it is not overwritten; choose another folder",
                 WRONG_CALL,
             )
         if mode == "resume" and not self.plan.is_file():
@@ -116,24 +127,33 @@ class OutputFolder:
                     f"{self.root}: end it (kill {former.jvm_pid}) and try again"
                 )
             wait_a_moment()
-        shutil.rmtree(former.tmp, ignore_errors=True)
+        if Path(former.tmp).name.startswith(TMP_PREFIX):
+            shutil.rmtree(former.tmp, ignore_errors=True)
         self._run_mark.unlink(missing_ok=True)
 
     def _remove_outputs(self) -> None:
-        for name in OUTPUTS:
-            shutil.rmtree(self.root / name, ignore_errors=True)
-        self.ledger_json.unlink(missing_ok=True)
-        for entry in self.state.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != "lock":
-                entry.unlink()
+        """Remove a run so that what is left after a crash in between is never taken for one.
+
+        1. Its books and its plan: without them there is nothing to resume and nothing is done.
+        2. Its checkpoints.
+        3. Its outputs.
+        """
+        try:
+            self.ledger_json.unlink(missing_ok=True)
+            for entry in self.state.iterdir():
+                if entry.is_file() and entry.name != "lock":
+                    entry.unlink()
+            for folder in (self.checkpoints, self.log, *(self.root / name for name in OUTPUTS)):
+                if folder.exists():
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be removed: {error.strerror}") from error
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint (one with its metadata), None when there is none."""
-        complete = self.checkpoints.glob("*/chk-*/_metadata")
-        newest = max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
-        return newest.parent if newest else None
+        complete = [path.parent for path in self.checkpoints.glob("*/chk-*/_metadata")]
+        # Flink goes on counting when it starts from one.
+        return max(complete, key=lambda path: int(path.name.removeprefix("chk-")), default=None)
 
     def parts(self, output: str) -> list[Path]:
         """The committed files of an output."""

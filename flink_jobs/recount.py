@@ -11,6 +11,7 @@ import msgspec
 
 from flink_jobs.output import OutputFolder
 from operators.rules.ledger import Counts, from_rows
+from operators.rules.splits import ReadPlan
 
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -19,10 +20,16 @@ class _Window(msgspec.Struct):
     event_count: int
 
 
+class _Piece(msgspec.Struct):
+    source_topic: str = ""
+    split: int = -1
+    split_ends: bool = False
+
+
 def recount(folder: OutputFolder) -> Counts:
     """Count the lines of the committed files; what windows hold is the sum of their counts."""
-    dead = _by_folder(folder.parts("dead_letters"), "error_type")
-    quarantined = _by_folder(folder.parts("quarantine"), "reason")
+    dead = _by_folder(folder, "dead_letters", "error_type")
+    quarantined = _by_folder(folder, "quarantine", "reason")
     return Counts(
         processed=count_lines(folder.parts("processed_events")),
         dead_lettered=dead,
@@ -42,10 +49,34 @@ def count_lines(parts: Iterable[Path]) -> int:
     return sum(block.count(b"\n") for part in parts for block in _blocks(part))
 
 
-def _by_folder(parts: Iterable[Path], key: str) -> dict[str, int]:
+def unread(folder: OutputFolder, plan: ReadPlan) -> list[str]:
+    """Whether the input was read: each piece of the plan ends once in the stream's own rows.
+
+    Returns:
+        A sentence for what was not read, and one for what was read more than once.
+    """
+    decode = msgspec.json.Decoder(_Piece).decode
+    ends: Counter[tuple[str, int]] = Counter()
+    for line in _lines(folder.parts("ledger")):
+        piece = decode(line)
+        if piece.split_ends:
+            ends[piece.source_topic, piece.split] += 1
+    planned = [(file.partition, split) for file in plan.progress() for split in range(file.splits)]
+    missing = [piece for piece in planned if not ends[piece]]
+    again = [piece for piece, n in ends.items() if n > 1]
+    return [
+        f"input: {len(pieces)} of {len(planned)} pieces were {what}, the first is piece "
+        f"{pieces[0][1]} of {pieces[0][0]}"
+        for pieces, what in ((missing, "not read"), (again, "read more than once"))
+        if pieces
+    ]
+
+
+def _by_folder(folder: OutputFolder, output: str, key: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for part in parts:
-        (value,) = (p.removeprefix(f"{key}=") for p in part.parts if p.startswith(f"{key}="))
+    for part in folder.parts(output):
+        below = part.relative_to(folder.root / output).parts
+        (value,) = (name.removeprefix(f"{key}=") for name in below if name.startswith(f"{key}="))
         counts[value] += count_lines([part])
     return dict(counts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,16 @@ class Report:
     records_per_s: float
 
     @classmethod
-    def of(cls, streamed: Counts, recounted: Counts, records: int, wall_s: float) -> Report:
+    def of(
+        cls,
+        streamed: Counts,
+        recounted: Counts,
+        unread: list[str],
+        records: int,
+        wall_s: float,
+    ) -> Report:
         """Compare the two counts; records are those that this run has read."""
-        problems = [*imbalances(streamed), *differences(streamed, recounted)]
+        problems = [*unread, *imbalances(streamed), *differences(streamed, recounted)]
         rate = records / wall_s if wall_s > 0 else 0.0
         return cls(streamed, problems, round(wall_s, 1), round(rate))
 
@@ -65,6 +72,14 @@ class Report:
         written = path.with_suffix(".tmp")
         written.write_bytes(msgspec.json.format(msgspec.json.encode(self.to_dict())) + b"\n")
         written.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Read ledger.json back."""
+        stored = msgspec.json.decode(path.read_bytes())
+        names = [field.name for field in fields(Counts)]
+        counts = Counts(**{name: stored[name] for name in names})
+        return cls(counts, stored["problems"], stored["wall_time_s"], stored["records_per_s"])
 
     def print_table(self, console: Console, output: Path) -> None:
         """The ledger as a table, and where the output is."""

@@ -40,6 +40,7 @@ from operators.rules.contract import Contract, ContractError, load_contract
 from operators.rules.poison import PoisonError, PoisonPattern, PoisonRules
 
 ENV_PREFIX = "BREAKWATER_"
+_NOT_SETTINGS = ("BREAKWATER_REQUIRE",)  # for the tests: which real parts must be there
 DEFAULT_FILE = (
     "breakwater.toml"  # only a name to show where no file was given: it is never looked for
 )
@@ -370,7 +371,11 @@ def _call_layer(overrides: Mapping[str, object]) -> _Layer:
 
 
 def _environment_layer(environ: Mapping[str, str]) -> _Layer:
-    ours = {name: text for name, text in environ.items() if name.upper().startswith(ENV_PREFIX)}
+    ours = {
+        name: text
+        for name, text in environ.items()
+        if name.upper().startswith(ENV_PREFIX) and name not in _NOT_SETTINGS
+    }
     _refuse_unknown_variables(ours)
     source = EnvSettingsSource(Settings)
     source.env_vars = {name.lower(): text for name, text in ours.items()}

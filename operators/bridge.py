@@ -24,7 +24,10 @@ from pyflink.table.types import DataType, RowType, _to_java_data_type
 from operators.rules.splits import FileProgress
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
-PROGRESS_AND_BATCH: Final = Types.ROW_NAMED(["progress", "batch"], [BYTES, BYTES])
+#: A batch of accepted events: how far its source partitions have come (`batches.pack_progress`),
+#: the events as JSON lines, as many times in the same order (big-endian longs, ms), and the events
+#: added up by key and window (an Arrow batch of `events.partials_schema`).
+ACCEPTED: Final = Types.ROW_NAMED(["progress", "lines", "times", "partials"], [BYTES] * 4)
 LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
 
 _INTERNALS: Final = (
@@ -88,22 +91,26 @@ def batch(
 
 def unbatch(stream: DataStream, row: DataType, *, uid: str) -> DataStream:
     """Arrow batches to rows of the given type (Unbatcher.java)."""
-    refs = [_logical(row), -1, 1, None, None]
-    return _add(stream, "Unbatcher", uid, refs, _row_info(row))
+    return _add(stream, "Unbatcher", uid, [_logical(row)], _row_info(row))
 
 
-def unbatch_and_gate(
-    stream: DataStream, row: RowType, *, uid: str, event_time: str, window_ms: int
+def gate(
+    stream: DataStream, partial: RowType, *, uid: str, window_ms: int
 ) -> tuple[DataStream, DataStream, DataStream]:
-    """Arrow batches to rows, those whose window has closed apart (Unbatcher.java).
+    """Accepted events to what the windows add up, those whose window has closed apart (Gate.java).
+
+    Args:
+        stream: rows of `ACCEPTED`, with watermarks.
+        partial: the type of the partials: key, time, total, count.
+        uid: uid and name of the step.
+        window_ms: length of the tumbling windows.
 
     Returns:
-        Rows for the windows; late rows of the same type; count lines (`LINE`), one a batch.
+        Partials for the windows; lines of late events (`LINE`); count lines (`LINE`), one a batch.
     """
-    late = _tag("late", _row_info(row))
-    counts = _tag("counts", _row_info(LINE))
-    refs = [_logical(row), row.field_names().index(event_time), window_ms, late, counts]
-    rows = _add(stream, "Unbatcher", uid, refs, _row_info(row))
+    late, counts = _tag("late", _row_info(LINE)), _tag("counts", _row_info(LINE))
+    refs = [_logical(partial), window_ms, late, counts]
+    rows = _add(stream, "Gate", uid, refs, _row_info(partial))
     return rows, _side(rows, late), _side(rows, counts)
 
 
@@ -119,7 +126,7 @@ def marks(
     """Watermarks from the least of the source partitions (Marks.java).
 
     Args:
-        stream: rows of `PROGRESS_AND_BATCH`.
+        stream: rows of `ACCEPTED`.
         plan: the partitions that are known beforehand and will end (files); empty for topics.
         uid: uid and name of the step.
         delay_ms: how far the watermark stays behind the newest event of the slowest partition.
@@ -127,13 +134,13 @@ def marks(
         parallelism: 1 where any subtask may read any partition.
 
     Returns:
-        The batches, with watermarks between them.
+        The same rows, with watermarks between them.
     """
     entries = get_gateway().jvm.java.util.ArrayList()
     for file in plan:
         entries.add(_array([file.partition, file.splits, file.first_event_ms]))
     refs = [entries, delay_ms, idle_ms]
-    return _add(stream, "Marks", uid, refs, BYTES.get_java_type_info(), parallelism)
+    return _add(stream, "Marks", uid, refs, ACCEPTED.get_java_type_info(), parallelism)
 
 
 def join_lines(
@@ -149,7 +156,7 @@ def join_lines(
     """Lines to blocks of lines, one a partition (LineJoiner.java).
 
     Args:
-        lines: rows of the type, or Arrow batches of them (bytes, or `PROGRESS_AND_BATCH`).
+        lines: rows of the type, Arrow batches of them, or rows of `ACCEPTED`.
         row: the first field is the line, ended by a newline; the next ones name the partition.
         uid: uid and name of the step.
         max_records: lines after which the blocks are handed on.

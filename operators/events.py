@@ -15,9 +15,7 @@ import pyarrow as pa
 from operators.rules.contract import Column, Contract
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS
 
-LINE: Final = "line"
 COORDINATES: Final = ("source_topic", "source_partition", "source_offset")
-_NEWLINE: Final = 10
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,13 @@ class Columns:
                 rows.update(_where((ms < MIN_EPOCH_MS) | (ms > limit)))
         return rows
 
+    def event_ms(self) -> npt.NDArray[np.int64]:
+        """The events' times in ms."""
+        times: npt.NDArray[np.int64] = (
+            self.arrow[self.contract.event_time].cast(pa.int64()).to_numpy()
+        )
+        return times
+
     def take(self, rows: list[int]) -> Columns:
         """The same columns with only these rows."""
         index = pa.array(rows, pa.int64())
@@ -65,9 +70,8 @@ class EventColumns:
     """Turns events of one contract into Arrow columns and JSON lines, whole batches at a time."""
 
     def __init__(self, contract: Contract) -> None:
-        """Derive schema and line from the contract."""
+        """Derive the line from the contract."""
         self.contract = contract
-        self.schema = events_schema(contract)
         names = [*(column.name for column in contract.columns), *COORDINATES]
         fields = {f"f{i}": name for i, name in enumerate(names)}
         self._line = msgspec.defstruct(
@@ -88,29 +92,63 @@ class EventColumns:
         }
         return Columns(self.contract, values, arrow, frozenset(misfits))
 
-    def batch(
+    def lines(
         self,
         columns: Columns,
         topics: list[str],
         partitions: list[int],
         offsets: list[int],
-    ) -> pa.RecordBatch:
-        """The events as a batch: the line, ended by a newline, then the contract's columns."""
+    ) -> bytes:
+        """The events and where they came from as JSON lines, each ended by a newline."""
         fields = [
             iso_utc_ms_column(columns.arrow[c.name])
             if c.kind == "datetime"
             else columns.values[c.name]
             for c in self.contract.columns
         ]
-        structs = list(map(self._line, *fields, topics, partitions, offsets))
-        line = split_lines(self._encode_lines(structs))
-        return pa.record_batch([line, *columns.arrow.values()], schema=self.schema)
+        return self._encode_lines(list(map(self._line, *fields, topics, partitions, offsets)))
+
+    def partials(self, columns: Columns, window_ms: int) -> pa.RecordBatch:
+        """The events added up by key and tumbling window: rows of `partials_schema`.
+
+        What the windows add up is then some rows a key and batch, not one an event. A partial's
+        time is its latest event's, so it falls into the same window as all of them.
+        """
+        contract, schema = self.contract, partials_schema(self.contract)
+        ms = columns.event_ms()
+        total = schema.field("total_value").type
+        value = (
+            columns.arrow[contract.value].cast(total)
+            if contract.value
+            else pa.nulls(len(ms), total)
+        )
+        table = pa.table(
+            {
+                "key": columns.arrow[contract.key],
+                "window": np.floor_divide(ms, window_ms),
+                "time": ms,
+                "value": value,
+            }
+        )
+        sums = table.group_by(["key", "window"], use_threads=False).aggregate(
+            [("time", "max"), ("value", "sum"), ("time", "count")]
+        )
+        arrays = [sums.column(name) for name in ("key", "time_max", "value_sum", "time_count")]
+        cast = [a.combine_chunks().cast(t) for a, t in zip(arrays, schema.types, strict=True)]
+        return pa.record_batch(cast, schema=schema)
 
 
-def events_schema(contract: Contract) -> pa.Schema:
-    """The line and the contract's columns."""
+def partials_schema(contract: Contract) -> pa.Schema:
+    """Key, time of the latest event, total of the values (null without any), number of events."""
+    is_int = contract.value is not None and contract.column(contract.value).kind == "int"
     return pa.schema(
-        [(LINE, pa.binary()), *((column.name, column.arrow_type) for column in contract.columns)]
+        [
+            ("event_key", pa.string()),
+            ("event_time", pa.timestamp("ms")),
+            # Sums of 64-bit integers need more than 64 bits.
+            ("total_value", pa.decimal128(38, 0) if is_int else pa.float64()),
+            ("event_count", pa.int64()),
+        ]
     )
 
 
@@ -160,15 +198,6 @@ def iso_utc_ms_column(times: pa.Array) -> list[str | None]:
             for text, valid in zip(texts, times.is_valid().to_pylist(), strict=True)
         ]
     return texts
-
-
-def split_lines(block: bytes) -> pa.Array:
-    """Lines that each end with a newline as an Arrow column over the same bytes, not copied."""
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + 1
-    offsets = np.concatenate([[0], ends]).astype(np.int32)
-    return pa.Array.from_buffers(
-        pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)]
-    )
 
 
 def _filled(array: pa.Array) -> npt.NDArray[Any]:

@@ -12,6 +12,7 @@ with its name, and nothing is lost: put it back and resume.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -331,7 +332,7 @@ def find_files(paths: Iterable[Path], exclude: Path) -> list[Path]:
     found: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found.update(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+            found.update(_files_below(path))
         elif path.is_file():
             found.add(path)
         elif path.exists():
@@ -349,6 +350,17 @@ def find_files(paths: Iterable[Path], exclude: Path) -> list[Path]:
             f"no input file in {names}: looked for names in {', '.join(SUFFIXES)}"
         )
     return kept
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The folder's files, at any depth; a folder that cannot be looked into is a fault."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceFileError(f"input folder {error.filename} cannot be read: {error.strerror}")
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        paths = (Path(parent) / name for name in names if name.endswith(SUFFIXES))
+        yield from (path for path in paths if path.is_file())
 
 
 def list_file(path: Path, limits: LineLimits, event_ms: Callable[[bytes], int | None]) -> InputFile:

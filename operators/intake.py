@@ -16,7 +16,6 @@ from operators.batches import (
     DEAD_LETTERS,
     LINES,
     QUARANTINE,
-    Progress,
     Record,
     from_bytes,
     pack_progress,
@@ -35,9 +34,6 @@ from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
 
 STAGE: Final = "intake"
 UNREADABLE: Final = "unreadable"
-#: For what the judge lets pass, since only the code of the user's contract can make it.
-_NO_COLUMN: Final = Violation(SCHEMA_ERROR, "", "", "the event does not fit its columns")
-NO_COLUMN: Final = Rejection("dead_letter", SCHEMA_ERROR, _NO_COLUMN.message, (_NO_COLUMN,))
 DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
 QUARANTINE_TAG: Final = OutputTag("quarantine", BYTES)
 COUNTS_TAG: Final = OutputTag("counts", BYTES)
@@ -52,6 +48,7 @@ class IntakeRules:
         poison: the user's own rules for quarantine.
         max_record_bytes: a longer record is oversized.
         max_future_skew_ms: how far an event time may lie ahead of now.
+        window_ms: length of the windows that events are added up for.
         payload_limit_bytes: how much of an oversized record its envelope holds.
         code_version: version of this code, for the envelope.
     """
@@ -60,6 +57,7 @@ class IntakeRules:
     poison: PoisonRules
     max_record_bytes: int
     max_future_skew_ms: int
+    window_ms: int
     payload_limit_bytes: int
     code_version: str
 
@@ -86,8 +84,8 @@ class Judged:
 class Intake(ProcessFunction):  # type: ignore[misc]
     """Batches of records to batches of events; the rest to side outputs.
 
-    Output: rows of `bridge.PROGRESS_AND_BATCH`. Side outputs: batches of `DEAD_LETTERS`,
-    `QUARANTINE` and, one line a batch and source partition, of counts.
+    Output: rows of `bridge.ACCEPTED`, one a batch, also when it has no good event. Side outputs:
+    batches of `DEAD_LETTERS`, of `QUARANTINE`, and of counts, one line a source partition.
 
     Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
     only a lack of memory fails the job, which then goes on from its checkpoint.
@@ -108,21 +106,21 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         batch = from_bytes(data)
         judged = judge_batch(batch, self._judge, self._events, now_ms)
         origin = Origin.of(batch)
-        yield Row(
-            progress=pack_progress(self._progress(origin, judged)),
-            batch=to_bytes(self._accepted(origin, judged)),
-        )
+        yield self._accepted(origin, judged)
         yield from self._rejected(batch, judged, now_ms)
-        if batch.num_rows:
-            lines = origin.count_lines(STAGE, judged.rejected)
+        lines = origin.count_lines(STAGE, judged.rejected)
+        if lines:
             yield COUNTS_TAG, to_bytes(table_of(LINES, [lines]))
 
-    def _accepted(self, origin: Origin, judged: Judged) -> pa.RecordBatch:
-        return self._events.batch(judged.columns, *origin.coordinates(judged.rows))
-
-    def _progress(self, origin: Origin, judged: Judged) -> list[Progress]:
-        times = judged.columns.arrow[self._rules.contract.event_time].cast(pa.int64())
-        return origin.progress(judged.rows, times.to_numpy())
+    def _accepted(self, origin: Origin, judged: Judged) -> Row:
+        columns = judged.columns
+        times = columns.event_ms()
+        return Row(
+            progress=pack_progress(origin.progress(judged.rows, times)),
+            lines=self._events.lines(columns, *origin.coordinates(judged.rows)),
+            times=times.astype(">i8").tobytes(),
+            partials=to_bytes(self._events.partials(columns, self._rules.window_ms)),
+        )
 
     def _rejected(
         self, batch: pa.RecordBatch, judged: Judged, now_ms: int
@@ -181,17 +179,25 @@ def judge_batch(batch: pa.RecordBatch, judge: Judge, events: EventColumns, now_m
     Every other one gets the second look.
     """
     payloads = batch.column("payload").to_pylist()
-    rows, decoded, doubtful = _decode(payloads, judge)
+    rows, decoded, failed = _decode(payloads, judge)
     columns = events.columns(decoded)
-    doubtful.update(rows[i] for i in columns.suspects(judge.latest_ms(now_ms)))
+    doubtful = failed | {rows[at] for at in columns.suspects(judge.latest_ms(now_ms))}
     doubtful.update(_doubtful_as_received(batch, payloads, judge))
     rejected = dict(_second_look(batch, payloads, judge, now_ms, sorted(doubtful)))
+    # What is wrong with these, and not for the judge, is the doing of the contract's own code.
+    for row in failed:
+        rejected.setdefault(row, _schema_error("refused, but not when it was looked at again"))
     for at in columns.misfits:
-        rejected.setdefault(rows[at], NO_COLUMN)
+        rejected.setdefault(rows[at], _schema_error("the event does not fit its columns"))
     if not rejected.keys().isdisjoint(rows):
         keep = [at for at, row in enumerate(rows) if row not in rejected]
         rows, columns = [rows[at] for at in keep], columns.take(keep)
     return Judged(rows, columns, sorted(rejected.items(), key=itemgetter(0)))
+
+
+def _schema_error(message: str) -> Rejection:
+    violation = Violation(SCHEMA_ERROR, "", "", message)
+    return Rejection("dead_letter", SCHEMA_ERROR, message, (violation,))
 
 
 def _decode(payloads: list[bytes | None], judge: Judge) -> tuple[list[int], list[Any], set[int]]:

@@ -74,23 +74,28 @@ class Origin:
         ]
 
     def count_lines(self, stage: str, rejected: list[tuple[int, Rejection]]) -> list[bytes]:
-        """One line a source partition: what came in, and what of it was turned away."""
+        """One line a source partition: what came in, and what of it was turned away.
+
+        Of a planned partition also which piece it was, and whether that ends: a run that has read
+        all of its input has one such end for each piece.
+        """
         turned_away = Counter((self.of_row[row], r.kind, r.error_type) for row, r in rejected)
         lines = []
         for i, (topic, partition) in enumerate(self.partitions):
             offsets = self.offsets[self.of_row == i]
-            if len(offsets):
-                row: dict[str, Any] = {
-                    "stage": stage,
-                    "source_topic": topic,
-                    "source_partition": partition,
-                    "first_offset": int(offsets.min()),
-                    "last_offset": int(offsets.max()),
-                    "received": len(offsets),
+            row: dict[str, Any] = {
+                "stage": stage,
+                "source_topic": topic,
+                "source_partition": partition,
+                "first_offset": int(offsets.min()) if len(offsets) else None,
+                "last_offset": int(offsets.max()) if len(offsets) else None,
+                "received": len(offsets),
+            }
+            if self.mark is not None:
+                row.update(split=self.mark.ordinal, split_ends=self.mark.last)
+            for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
+                row[name] = {
+                    what: n for (at, k, what), n in turned_away.items() if at == i and k == kind
                 }
-                for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
-                    row[name] = {
-                        what: n for (at, k, what), n in turned_away.items() if at == i and k == kind
-                    }
-                lines.append(msgspec.json.encode(row) + b"\n")
+            lines.append(msgspec.json.encode(row) + b"\n")
         return lines

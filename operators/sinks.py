@@ -19,6 +19,11 @@ from pyflink.table.types import DataType
 from operators.bridge import block_encoder, join_lines, partition_folders
 
 
+def flink_path(path: Path) -> str:
+    """An absolute local path as Flink reads it: it does not decode what a URI would escape."""
+    return f"file://{path}"
+
+
 class Sinks(Protocol):
     """Where a kind of output goes."""
 
@@ -79,9 +84,10 @@ class FileSinks:
             inactivity_interval=self.rollover_interval_ms,
         )
         return (
-            FileSink.for_row_format(folder.as_uri(), Encoder(block_encoder()))
+            FileSink.for_row_format(flink_path(folder), Encoder(block_encoder()))
             .with_bucket_assigner(assigner)
             .with_rolling_policy(rolling)
+            .with_bucket_check_interval(self.rollover_interval_ms)
             .with_output_file_config(OutputFileConfig.builder().with_part_suffix(".jsonl").build())
             .build()
         )

@@ -2,8 +2,9 @@
  * Lines to blocks of lines: a file sink that is written a block at a time is several times faster
  * than one written a line at a time (each write to a recoverable stream is a system call).
  *
- * Input: RowData, or a whole Arrow batch of such rows (byte[], or the last field of a Row). The first
- * field is a line, ended by a newline, as bytes or a string; the next ones name its partition.
+ * Input: RowData whose first field is a line, ended by a newline, as bytes or a string, and whose next
+ * fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose second field
+ * is a block of such lines already (bridge.ACCEPTED).
  * Output: RowData (block without its last newline, partition...).
  * Keeps nothing across a checkpoint: it flushes before the barrier.
  */
@@ -33,7 +34,7 @@ public class LineJoiner extends Flushing {
     if (value instanceof RowData) {
       add((RowData) value);
     } else if (value instanceof Row) {
-      addBatch((byte[]) ((Row) value).getField(((Row) value).getArity() - 1));
+      addBlock((byte[]) ((Row) value).getField(1));
     } else {
       addBatch((byte[]) value);
     }
@@ -47,6 +48,13 @@ public class LineJoiner extends Flushing {
       add(arrow.read(i));
     }
     arrow.close();
+  }
+
+  private void addBlock(byte[] lines) throws Exception {
+    if (lines.length > 0) {
+      block(null).write(lines, 0, lines.length);
+      added((long) lines.length);
+    }
   }
 
   private void add(RowData row) throws Exception {

@@ -1,10 +1,10 @@
 /**
  * The watermark: the least of what the source partitions have reached, less the delay.
  *
- * Input: Row(progress, batch) with the progress of the batch's partitions, packed big-endian:
+ * Input: Row whose first field is the progress of the batch's partitions, packed big-endian:
  * int count, then for each: UTF name, long split (-1: none, the partition is read in order), byte last
  * (of the split), int records, long newest (event time, ms; Long.MIN_VALUE: none accepted).
- * Output: the batch, then a watermark when it has advanced.
+ * Output: the same Row, then a watermark when it has advanced.
  *
  * A planned partition (a file) holds the watermark back from the start, at its first event's time if
  * that is known, until all its splits have been read; splits may arrive in any order, only the
@@ -83,7 +83,7 @@ public class Marks extends AbstractStreamOperator
       output.emitWatermark(new Watermark(sent));
     }
     Row row = (Row) record.getValue();
-    output.collect(new StreamRecord(row.getField(1)));
+    output.collect(record);
     java.io.DataInputStream in = new java.io.DataInputStream(
         new java.io.ByteArrayInputStream((byte[]) row.getField(0)));
     for (int n = in.readInt(); n > 0; n--) {

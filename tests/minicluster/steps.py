@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +13,15 @@ from pyflink.datastream import ProcessFunction
 
 from operators.batches import Progress, from_bytes, pack_progress, to_bytes
 
-TIMED = pa.schema([("line", pa.binary()), ("time", pa.timestamp("ms"))])
+WINDOW_MS = 10
+PARTIALS = pa.schema(
+    [
+        ("event_key", pa.string()),
+        ("event_time", pa.timestamp("ms")),
+        ("total_value", pa.float64()),
+        ("event_count", pa.int64()),
+    ]
+)
 
 
 class Describe(ProcessFunction):  # type: ignore[misc]
@@ -25,7 +34,10 @@ class Describe(ProcessFunction):  # type: ignore[misc]
 
 
 class Script(ProcessFunction):  # type: ignore[misc]
-    """Element i of a script to its progress and batch; a pause in ms before it may be given."""
+    """Element i of a script to a row of `bridge.ACCEPTED`: progress, event times, pause in ms.
+
+    A line is its event's time; the events are added up by window as intake does it.
+    """
 
     def __init__(self, script: list[tuple[list[Progress], list[int], int]]) -> None:
         self._script = script
@@ -33,14 +45,24 @@ class Script(ProcessFunction):  # type: ignore[misc]
     def process_element(self, value: int, ctx: ProcessFunction.Context) -> Iterable[Row]:
         progress, times, pause_ms = self._script[value]
         time.sleep(pause_ms / 1000)
-        batch = pa.record_batch(
+        windows: dict[int, list[int]] = {}
+        for time_ms in times:
+            windows.setdefault(time_ms // WINDOW_MS, []).append(time_ms)
+        partials = pa.record_batch(
             [
-                pa.array([b"%d\n" % t for t in times], pa.binary()),
-                pa.array(times, pa.int64()).cast(pa.timestamp("ms")),
+                pa.array(["u"] * len(windows), pa.string()),
+                pa.array([max(w) for w in windows.values()], pa.int64()).cast(pa.timestamp("ms")),
+                pa.array([1.0 * len(w) for w in windows.values()], pa.float64()),
+                pa.array([len(w) for w in windows.values()], pa.int64()),
             ],
-            schema=TIMED,
+            schema=PARTIALS,
         )
-        yield Row(progress=pack_progress(progress), batch=to_bytes(batch))
+        yield Row(
+            progress=pack_progress(progress),
+            lines=b"".join(b"%d\n" % t for t in times),
+            times=struct.pack(f">{len(times)}q", *times),
+            partials=to_bytes(partials),
+        )
 
 
 class Origins(ProcessFunction):  # type: ignore[misc]

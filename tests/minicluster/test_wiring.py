@@ -99,7 +99,7 @@ def test_readers_keep_their_number_and_the_watermark_has_one_place(
     parallelism = {step.getUid(): step.getParallelism() for step in transformations}
     assert {parallelism[u] for u in ("tickets", "read-files", "intake")} == {2}
     assert parallelism["marks"] == 1
-    assert parallelism["events"] == 3
+    assert parallelism["gate"] == 3
 
 
 def test_windows_are_as_long_as_the_settings_say(flink: Callable[..., Any]) -> None:
@@ -108,8 +108,9 @@ def test_windows_are_as_long_as_the_settings_say(flink: Callable[..., Any]) -> N
     settings = load_settings(None, {"windows.size_ms": 61_500}, {})
     tables = StreamTableEnvironment.create(flink())
     tables.execute_sql(
-        "CREATE TEMPORARY TABLE events (user_id STRING, price DOUBLE, `timestamp` "
-        "TIMESTAMP_LTZ(3), WATERMARK FOR `timestamp` AS `timestamp`) WITH ('connector'='datagen')"
+        "CREATE TEMPORARY TABLE partials (event_key STRING, event_time TIMESTAMP_LTZ(3), "
+        "total_value DOUBLE, event_count BIGINT, WATERMARK FOR event_time AS event_time) "
+        "WITH ('connector'='datagen')"
     )
     sql = windows_sql(settings.contract.load(), settings.windows)
     assert "size=[61500 ms]" in tables.explain_sql(sql)

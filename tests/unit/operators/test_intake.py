@@ -461,10 +461,10 @@ def test_whatever_a_contracts_own_code_raises_or_sets_is_a_dead_letter() -> None
 
 def test_a_value_that_no_column_can_hold_is_a_dead_letter_and_not_the_end_of_the_job() -> None:
     bad = [strict(key=key) for key in REWRITTEN]
-    found = outcome(payloads(strict(), *bad, strict()), intake(REWRITING))
-    assert [offset for offset, _ in found.accepted] == [0, len(bad) + 1]
-    assert found.reasons == dict.fromkeys(range(1, len(bad) + 1), "schema_error")
-    assert found.counts[0]["dead_lettered"] == {"schema_error": len(bad)}
+    found = outcome(payloads(b"[]", strict(), *bad, strict()), intake(REWRITING))
+    assert [offset for offset, _ in found.accepted] == [1, len(bad) + 2]
+    assert found.reasons == dict.fromkeys([0, *range(2, len(bad) + 2)], "schema_error")
+    assert found.counts[0]["dead_lettered"] == {"schema_error": 1 + len(bad)}
     assert all(envelope["has_schema_error"] for _, envelope, _ in found.dead)
 
 
@@ -558,32 +558,61 @@ def test_an_empty_batch_only_says_that_its_split_ends() -> None:
 # --- what is not the data's fault
 
 
-@pytest.mark.parametrize("place", ["decode", "judge"])
+class FailsOnce:
+    """A decoder that fails at its first call only."""
+
+    def __init__(self, decode: Any, error: type[BaseException]) -> None:
+        self.decode = decode
+        self.errors = [error]
+
+    def __call__(self, payload: bytes) -> Any:
+        if self.errors:
+            raise self.errors.pop()
+        return self.decode(payload)
+
+
 def test_a_lack_of_memory_fails_the_job_instead_of_costing_a_record(
-    monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    def no_memory(*_: object) -> None:
-        raise MemoryError
-
-    function = intake().function
-    monkeypatch.setattr(function._judge, place, no_memory)
-    with pytest.raises(MemoryError):
-        list(function.process_element(to_bytes(payloads(shop(), b"bad")), Context()))
-
-
-def test_any_other_exception_of_the_decoder_costs_one_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The positive control of the test above: there the exception is of memory, here it is not."""
     function = intake().function
-    decode = function._judge.decode
+    judge = function._judge
+    monkeypatch.setattr(judge, "decode", FailsOnce(judge.decode, MemoryError))
+    with pytest.raises(MemoryError):
+        list(function.process_element(to_bytes(payloads(shop())), Context()))
+
+
+def test_a_lack_of_memory_at_the_second_look_fails_the_job_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function = intake().function
+    monkeypatch.setattr(function._judge, "judge", FailsOnce(None, MemoryError))
+    with pytest.raises(MemoryError):
+        list(function.process_element(to_bytes(payloads(b"bad")), Context()))
+
+
+def test_a_contract_that_refuses_a_record_only_once_loses_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bug it catches: neither accepted, since it failed, nor turned away, since it is good."""
+    judge = intake().function._judge
+    monkeypatch.setattr(judge, "decode", FailsOnce(judge.decode, OSError))
+    found = outcome(payloads(shop(), shop()))
+    assert [offset for offset, _ in found.accepted] == [1]
+    assert found.reasons == {0: "schema_error"}
+
+
+def test_any_exception_of_the_decoder_but_a_lack_of_memory_costs_one_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge = intake().function._judge
+    decode = judge.decode
 
     def fail(payload: bytes) -> Any:
         if b"u1" in payload:
             raise RecursionError
         return decode(payload)
 
-    monkeypatch.setattr(function._judge, "decode", fail)
+    monkeypatch.setattr(judge, "decode", fail)
     found = outcome(payloads(shop(), shop(user_id="u2")))
     assert [offset for offset, _ in found.accepted] == [1]
     assert found.reasons == {0: "schema_error"}
