@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.events import EventColumns, events_schema, iso_utc_ms_column, split_lines
+from operators.events import Columns, EventColumns, iso_utc_ms_column, partials_schema
 from operators.rules.contract import Contract, load_contract, misfit
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 from tests.unit.operators.contracts import CLASHING, REWRITING, REWRITTEN
@@ -21,6 +21,8 @@ from tests.unit.rules.contracts import ECOMMERCE, READING, Reading
 from tests.unit.rules.records import NOW_MS, good_records
 from udfs.ecommerce import EcommerceEvent
 
+MINUTE_MS = 60_000
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 Path = tuple[str, str, str, str]
 COLUMNS = {path: EventColumns(load_contract(*path)) for path in (ECOMMERCE, READING)}
@@ -51,9 +53,17 @@ def sample(**changes: Any) -> Reading:
 
 def written(columns: EventColumns, events: list[Any]) -> list[dict[str, Any]]:
     """The events' lines read back."""
-    n = len(events)
-    batch = columns.batch(columns.columns(events), ["t"] * n, [0] * n, [*range(n)])
-    return [json.loads(line) for line in batch.column("line").to_pylist()]
+    return written_columns(columns, columns.columns(events))
+
+
+def written_columns(columns: EventColumns, made: Columns) -> list[dict[str, Any]]:
+    n = len(made.event_ms())
+    return split(columns.lines(made, ["t"] * n, [0] * n, [*range(n)]))
+
+
+def split(block: bytes) -> list[dict[str, Any]]:
+    assert block == b"" or block.endswith(b"\n")
+    return [json.loads(line) for line in block.split(b"\n")[:-1]]
 
 
 # --- values and Arrow
@@ -88,12 +98,13 @@ def test_taken_rows_are_the_columns_of_those_events(path: Path, data: st.DataObj
 
 
 @any_contract
-def test_no_events_are_an_empty_batch_of_the_same_schema(path: Path) -> None:
+def test_no_events_are_no_lines_and_no_partials(path: Path) -> None:
     none = COLUMNS[path].columns([])
     assert none.suspects(NOW_MS) == set()
-    batch = COLUMNS[path].batch(none, [], [], [])
-    assert batch.num_rows == 0
-    assert batch.schema.equals(events_schema(COLUMNS[path].contract))
+    assert COLUMNS[path].lines(none, [], [], []) == b""
+    partials = COLUMNS[path].partials(none, MINUTE_MS)
+    assert partials.num_rows == 0
+    assert partials.schema.equals(partials_schema(COLUMNS[path].contract))
 
 
 # --- lines
@@ -109,13 +120,9 @@ def test_a_line_is_the_events_fields_and_its_coordinates(path: Path, data: st.Da
     topics = data.draw(st.lists(st.text(st.characters(codec="utf-8")), min_size=n, max_size=n))
     offsets = data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=n, max_size=n))
     columns = COLUMNS[path].columns(events)
-    batch = COLUMNS[path].batch(columns, topics, [*range(n)], offsets)
-    assert batch.schema.equals(events_schema(contract))
-    assert [batch.column(c.name) for c in contract.columns] == [*columns.arrow.values()]
-    for i, line in enumerate(batch.column("line").to_pylist()):
-        assert line.endswith(b"\n")
-        assert line.count(b"\n") == 1
-        fields = json.loads(line)
+    lines = split(COLUMNS[path].lines(columns, topics, [*range(n)], offsets))
+    assert len(lines) == n
+    for i, fields in enumerate(lines):
         expected = expected_fields(contract, events[i])
         place = {"source_topic": topics[i], "source_partition": i, "source_offset": offsets[i]}
         assert fields == {**expected, **place}
@@ -185,12 +192,62 @@ def test_a_contract_may_call_its_attributes_as_breakwater_calls_its_own() -> Non
     }
 
 
-@given(st.lists(st.binary().map(lambda line: line.replace(b"\n", b""))))
-def test_a_block_is_split_into_the_lines_it_was_joined_from(lines: list[bytes]) -> None:
-    ended = [line + b"\n" for line in lines]
-    array = split_lines(b"".join(ended))
-    array.validate(full=True)
-    assert array.to_pylist() == ended
+# --- partials
+
+
+def partials_of(columns: EventColumns, events: list[Any], window_ms: int) -> list[tuple[Any, ...]]:
+    """Key, time in ms, total, count: one by one."""
+    batch = columns.partials(columns.columns(events), window_ms)
+    assert batch.schema.equals(partials_schema(columns.contract))
+    times = batch.column("event_time").cast(pa.int64()).to_pylist()
+    keys, totals = batch.column("event_key").to_pylist(), batch.column("total_value").to_pylist()
+    return list(zip(keys, times, totals, batch.column("event_count").to_pylist(), strict=True))
+
+
+MINUTES = st.integers(-200_000, 200_000).map(lambda ms: EPOCH + timedelta(milliseconds=ms))
+
+
+@given(
+    st.lists(
+        st.builds(
+            shop,
+            price=st.integers(0, 2**40).map(float),
+            timestamp=MINUTES,
+            user_id=st.sampled_from(["u1", "u2", "\0", "é"]),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([1, 999, MINUTE_MS, 300_000]),
+)
+def test_partials_are_the_events_added_up_by_key_and_window(
+    events: list[EcommerceEvent], window_ms: int
+) -> None:
+    groups: dict[tuple[str, int], list[EcommerceEvent]] = {}
+    for event in events:
+        groups.setdefault((event.user_id, epoch_ms(event.timestamp) // window_ms), []).append(event)
+    found = partials_of(COLUMNS[ECOMMERCE], events, window_ms)
+    assert sorted(found) == sorted(
+        (key, max(epoch_ms(e.timestamp) for e in group), sum(e.price for e in group), len(group))
+        for (key, _), group in groups.items()
+    )
+
+
+def test_a_sum_of_wide_integers_is_exact_and_does_not_overflow() -> None:
+    events = [sample(sequence=2**63 - 1), sample(sequence=2**63 - 1), sample(sequence=1)]
+    ((_, _, total, count),) = partials_of(COLUMNS[READING], events, MINUTE_MS)
+    assert (int(total), count) == (2**64 - 1, 3)
+
+
+def test_events_of_a_contract_that_has_no_value_are_only_counted() -> None:
+    columns = EventColumns(load_contract(*ECOMMERCE[:3]))
+    assert partials_of(columns, [shop(), shop()], MINUTE_MS) == [("u1", NOW_MS, None, 2)]
+
+
+def test_a_value_that_is_absent_adds_nothing_to_the_total() -> None:
+    columns = EventColumns(load_contract(*READING[:3], "temperature"))
+    some = [sample(temperature=20.5), sample(), sample(temperature=0.25)]
+    assert partials_of(columns, some, MINUTE_MS) == [("pump-1", NOW_MS, 20.75, 3)]
+    assert partials_of(columns, [sample()], MINUTE_MS) == [("pump-1", NOW_MS, None, 1)]
 
 
 # --- times
@@ -287,9 +344,4 @@ def test_whatever_a_contracts_own_code_sets_is_a_suspect_and_no_exception(key: s
     made = columns.columns([event("a", NOON), event(key, NOON), event("b", NOON)])
     assert made.suspects(NOW_MS) == {1}
     kept = made.take([0, 2])
-    assert [line["key"] for line in written_columns(columns, kept, 2)] == ["a", "b"]
-
-
-def written_columns(columns: EventColumns, kept: Any, n: int) -> list[dict[str, Any]]:
-    batch = columns.batch(kept, ["t"] * n, [0] * n, [0] * n)
-    return [json.loads(line) for line in batch.column("line").to_pylist()]
+    assert [line["key"] for line in written_columns(columns, kept)] == ["a", "b"]

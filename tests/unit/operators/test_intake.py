@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,8 +27,8 @@ from operators.batches import (
     from_bytes,
     to_bytes,
 )
-from operators.bridge import BYTES, PROGRESS_AND_BATCH
-from operators.events import events_schema
+from operators.bridge import ACCEPTED, BYTES
+from operators.events import partials_schema
 from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
 from operators.rules.contract import Contract, load_contract
 from operators.rules.poison import PoisonPattern, PoisonRules
@@ -43,6 +44,7 @@ from tests.unit.rules.records import NOW_MS, SKEW_MS, damaged_records, good_reco
 STRICT = ("tests.unit.rules.contracts:Strict", "key", "at")
 MAX_RECORD_BYTES = 500
 PAYLOAD_LIMIT_BYTES = 100
+WINDOW_MS = 300_000
 NONE = PoisonRules()
 SOME = PoisonRules(
     (PoisonPattern("x.*y", "x_and_y"), PoisonPattern("click|pump", "unwanted")),
@@ -70,6 +72,7 @@ def rules_of(path: tuple[str, ...], poison: PoisonRules = NONE) -> IntakeRules:
         poison=poison,
         max_record_bytes=MAX_RECORD_BYTES,
         max_future_skew_ms=SKEW_MS,
+        window_ms=WINDOW_MS,
         payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
         code_version="1.2.3",
     )
@@ -81,7 +84,7 @@ def intake(path: tuple[str, ...] = ECOMMERCE, poison: PoisonRules = NONE) -> Har
     return Harness(
         Intake(rules_of(path, poison)),
         input_type=BYTES,
-        output_type=PROGRESS_AND_BATCH,
+        output_type=ACCEPTED,
         side_outputs=[DEAD_LETTER_TAG, QUARANTINE_TAG, COUNTS_TAG],
         processing_time=NOW_MS,
     )
@@ -103,8 +106,9 @@ def payloads(*values: bytes | None, mark: SplitMark | None = None) -> pa.RecordB
 class Outcome:
     """All that came out for one batch, by offset."""
 
-    progress: list[Progress] = field(default_factory=list)
-    events: pa.RecordBatch | None = None
+    progress: list[Progress]
+    times_ms: list[int]
+    partials: list[dict[str, Any]]
     accepted: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     dead: list[tuple[int, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     quarantined: list[tuple[int, dict[str, Any], dict[str, str]]] = field(default_factory=list)
@@ -131,11 +135,12 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
     harness.clear_output()
     harness.process(to_bytes(batch))
     (row,) = harness.output
-    found = Outcome(read_progress(row.progress), from_bytes(row.batch))
-    contract = harness.function._rules.contract
-    assert found.events is not None
-    assert found.events.schema.equals(events_schema(contract))
-    found.accepted = [(line["source_offset"], line) for line in lines_of(found.events)]
+    partials = from_bytes(row.partials)
+    assert partials.schema.equals(partials_schema(harness.function._rules.contract))
+    times = [ms for (ms,) in struct.iter_unpack(">q", row.times)]
+    found = Outcome(read_progress(row.progress), times, partials.to_pylist())
+    found.accepted = [(line["source_offset"], line) for line in split(row.lines)]
+    assert len(found.accepted) == len(times)
     for tag, schema, into in (
         (DEAD_LETTER_TAG, DEAD_LETTERS, found.dead),
         (QUARANTINE_TAG, QUARANTINE, found.quarantined),
@@ -152,10 +157,13 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
     return found
 
 
+def split(block: bytes) -> list[dict[str, Any]]:
+    assert block == b"" or block.endswith(b"\n")
+    return [json.loads(line) for line in block.split(b"\n")[:-1]]
+
+
 def lines_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    lines = batch.column("line").to_pylist()
-    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
-    return [json.loads(line) for line in lines]
+    return [line for block in batch.column("line").to_pylist() for line in split(block)]
 
 
 # --- any batch of any bytes
@@ -222,6 +230,19 @@ def assert_accepted(
             }
             expected.append((i, {**written, **place, "source_partition": row["source_partition"]}))
     assert found.accepted == expected
+    assert_added_up(found, contract)
+
+
+def assert_added_up(found: Outcome, contract: Contract) -> None:
+    """Times and partials agree with the lines; how partials add up is tested with the events."""
+    lines = [line for _, line in found.accepted]
+    assert [iso_utc_ms(ms) for ms in found.times_ms] == [
+        line[contract.event_time] for line in lines
+    ]
+    counted: Counter[str] = Counter()
+    for partial in found.partials:
+        counted[partial["event_key"]] += partial["event_count"]
+    assert counted == Counter(line[contract.key] for line in lines)
 
 
 def assert_turned_away(found: Outcome, verdicts: list[Any], rows: list[dict[str, Any]]) -> None:
@@ -328,8 +349,21 @@ def test_a_good_record_is_written_with_its_fields_and_its_coordinates() -> None:
     place = {"source_topic": "shop-events", "source_partition": 3, "source_offset": 12}
     found = outcome(batch_of([{"payload": shop(extra=1), **place}]))
     assert found.accepted == [(12, {**GOOD, "timestamp": "2026-01-01T11:00:00.500Z", **place})]
-    assert found.events is not None
-    assert found.events.column("price").to_pylist() == [1.5]
+    assert found.times_ms == [GOOD_MS]
+    assert found.partials == [
+        {
+            "event_key": "u1",
+            "event_time": datetime(2026, 1, 1, 11, 0, 0, 500_000),  # noqa: DTZ001 - as Arrow has it
+            "total_value": 1.5,
+            "event_count": 1,
+        }
+    ]
+
+
+def test_events_are_added_up_by_window() -> None:
+    times = ("11:00:00Z", "11:04:59.999Z", "11:05:00Z")
+    found = outcome(payloads(*(shop(timestamp=f"2026-01-01T{time}") for time in times)))
+    assert sorted(partial["event_count"] for partial in found.partials) == [1, 2]
 
 
 def test_a_tombstone_is_an_empty_message() -> None:
@@ -466,6 +500,7 @@ def test_a_value_that_no_column_can_hold_is_a_dead_letter_and_not_the_end_of_the
     assert found.reasons == dict.fromkeys([0, *range(2, len(bad) + 2)], "schema_error")
     assert found.counts[0]["dead_lettered"] == {"schema_error": 1 + len(bad)}
     assert all(envelope["has_schema_error"] for _, envelope, _ in found.dead)
+    assert [offset for offset, *_ in found.dead] == sorted(found.reasons)
 
 
 def test_attributes_may_have_the_names_that_breakwater_uses_itself() -> None:
@@ -550,9 +585,34 @@ def test_topics_and_partitions_of_one_batch_are_counted_and_advance_each_for_its
 def test_an_empty_batch_only_says_that_its_split_ends() -> None:
     found = outcome(payloads(mark=SplitMark("/in/a", 2, last=True)))
     assert found.progress == [Progress("/in/a", 2, True, 0, UNKNOWN_MS)]
-    assert found.events is not None
-    assert found.events.num_rows == 0
-    assert not found.counts + found.dead + found.quarantined
+    assert not found.accepted + found.times_ms + found.partials + found.dead + found.quarantined
+    assert found.counts == [
+        {
+            "stage": "intake",
+            "source_topic": "/in/a",
+            "source_partition": 0,
+            "first_offset": None,
+            "last_offset": None,
+            "received": 0,
+            "split": 2,
+            "split_ends": True,
+            "dead_lettered": {},
+            "quarantined": {},
+        }
+    ]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_counts_say_which_split_they_are_of_and_whether_it_ends(last: bool) -> None:
+    found = outcome(payloads(shop(), b"bad", mark=SplitMark("t", 3, last)))
+    (line,) = found.counts
+    assert (line["split"], line["split_ends"], line["received"]) == (3, last, 2)
+    assert line["quarantined"] == {"invalid_json": 1}
+
+
+def test_an_empty_batch_of_a_topic_says_nothing() -> None:
+    found = outcome(payloads())
+    assert not found.progress + found.accepted + found.counts
 
 
 # --- what is not the data's fault
@@ -565,7 +625,7 @@ class FailsOnce:
         self.decode = decode
         self.errors = [error]
 
-    def __call__(self, payload: bytes) -> Any:
+    def __call__(self, payload: bytes, *_: object) -> Any:
         if self.errors:
             raise self.errors.pop()
         return self.decode(payload)
