@@ -513,9 +513,9 @@ def test_tickets_give_the_same_in_any_order_again_and_by_another_worker(
 
 def test_two_gzip_files_may_be_read_in_turns(tmp_path: Path) -> None:
     """The bug it catches: going on in one file where the other one was left."""
-    data = b"".join(b"%d\n" % i for i in range(100))
     files = tuple(
-        write(tmp_path / f"{name}.gz", packed(name.encode() + data, 0)) for name in ("a", "b")
+        write(tmp_path / f"{i}.gz", packed(b"".join(b"%d %d\n" % (i, k) for k in range(99)), 0))
+        for i in range(2)
     )
     plan = ReadPlan(files, 50, 1)
     n = len(plan.tickets()) // 2
