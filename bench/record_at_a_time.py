@@ -6,8 +6,8 @@ every 5 s, worker processes. Only the way differs: every line crosses to Python 
 
     python bench/record_at_a_time.py --input events.jsonl --output out --parallelism 2
 
-prints one JSON object: what was counted, wall time, time until the first record was processed, CPU
-time of the driver and everything it started.
+prints one JSON object: what was counted, wall time, time until the first record was processed. CPU
+time is taken from outside, by bench/main_job.py, for both programs in the same way.
 
 Tuned on two cores shared with other work, 300 000 to 500 000 events, mostly one run each (+-15 %).
 Kept: bundles of 10 000 (1000 cost a fifth more CPU, 50 000 gained nothing), chaining (a quarter
@@ -30,7 +30,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -159,13 +158,11 @@ def main() -> int:
 def measure(call: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run the job and say what it took."""
     prepare_process(work)
-    cpu = CpuOfTree()
     (work / "ready").mkdir()
     options = dict(option.split("=", 1) for option in call.set)
     env = environment(call.parallelism, call.bundle_size, work, options)
     define_workflow(env, call.input, call.output, work / "ready", not call.no_rebalance).wait()
     wall_s = time.time() - STARTED
-    cpu_s = cpu.total_s()
     ready = [float(file.read_text()) for file in (work / "ready").iterdir()]
     counts = {name: count_lines(call.output / name) for name in OUTPUTS}
     accounted = counts["processed_events"] + counts["dead_letters"] + counts["quarantine"]
@@ -174,7 +171,6 @@ def measure(call: argparse.Namespace, work: Path) -> dict[str, Any]:
         "accounted_for": accounted,
         "wall_s": round(wall_s, 2),
         "ready_s": round(min(ready) - STARTED, 2) if ready else None,
-        "cpu_s": round(cpu_s, 1),
         **counts,
     }
 
@@ -266,47 +262,6 @@ def count_lines(path: Path) -> int:
             return sum(1 for _ in file)
     visible = (f for f in path.rglob("*") if f.is_file() and not f.name.startswith((".", "_")))
     return sum(map(count_lines, visible))
-
-
-class CpuOfTree:
-    """CPU time of this process and of all it starts, gathered while they live."""
-
-    INTERVAL_S = 0.25
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._parents: dict[str, str] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def total_s(self) -> float:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-        return sum(self._seconds.values())
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self.INTERVAL_S):
-            self._look()
-
-    def _look(self) -> None:
-        tick = os.sysconf("SC_CLK_TCK")
-        processes = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it has just ended
-            processes[stat.parent.name] = (fields[1], (int(fields[11]) + int(fields[12])) / tick)
-        ours = {str(os.getpid()), *self._seconds}
-        grown = True
-        while grown:
-            children = {pid for pid, (parent, _) in processes.items() if parent in ours} - ours
-            grown = bool(children)
-            ours |= children
-        for pid in ours & processes.keys():
-            self._seconds[pid] = max(processes[pid][1], self._seconds.get(pid, 0.0))
 
 
 if __name__ == "__main__":

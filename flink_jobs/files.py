@@ -22,11 +22,7 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
     Raises:
         UserError: a path does not exist, cannot be read, or holds no file.
     """
-    limits = LineLimits(
-        settings.source.max_record_bytes,
-        settings.source.payload_limit_bytes,
-        settings.batch.max_records,
-    )
+    limits = line_limits(settings)
     try:
         found = find_files(inputs, exclude=output)
         event_ms = _event_ms(settings)
@@ -38,6 +34,15 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
             f"input {error.filename} cannot be read: {error.strerror}", WRONG_CALL
         ) from error
     return ReadPlan(reading_order(listed), settings.source.split_bytes, settings.parallelism)
+
+
+def line_limits(settings: Settings) -> LineLimits:
+    """Bounds on lines and batches of the file source, from the settings."""
+    return LineLimits(
+        settings.source.max_record_bytes,
+        settings.source.payload_limit_bytes,
+        settings.batch.max_records,
+    )
 
 
 def _event_ms(settings: Settings) -> Callable[[bytes], int | None]:

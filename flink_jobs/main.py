@@ -22,7 +22,7 @@ from pyflink.table import DataTypes, Schema, StreamTableEnvironment
 from pyflink.table.types import RowType
 
 from flink_jobs.errors import UserError
-from flink_jobs.files import plan_files
+from flink_jobs.files import line_limits, plan_files
 from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
     ACCEPTED,
@@ -36,7 +36,7 @@ from operators.bridge import (
     unbatch,
 )
 from operators.events import partials_schema
-from operators.file_source import FileSource, LineLimits
+from operators.file_source import FileSource
 from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
 from operators.rules.contract import Contract
 from operators.rules.splits import FileProgress, ReadPlan
@@ -213,15 +213,6 @@ def intake_rules(settings: Settings) -> IntakeRules:
         window_ms=settings.windows.size_ms,
         payload_limit_bytes=settings.source.payload_limit_bytes,
         code_version=version("breakwater"),
-    )
-
-
-def line_limits(settings: Settings) -> LineLimits:
-    """Bounds on lines and batches of the file source, from the settings."""
-    return LineLimits(
-        settings.source.max_record_bytes,
-        settings.source.payload_limit_bytes,
-        settings.batch.max_records,
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 from pyflink.datastream import OutputTag
 
 import operators.intake
-from flink_jobs.main import define_workflow, flink_options, intake_rules, line_limits, windows_sql
+from flink_jobs.files import line_limits
+from flink_jobs.main import define_workflow, flink_options, intake_rules, windows_sql
 from flink_jobs.settings import load_settings
 from operators import bridge
 from operators.file_source import FileSource
