@@ -42,6 +42,7 @@ def line_limits(settings: Settings) -> LineLimits:
         settings.source.max_record_bytes,
         settings.source.payload_limit_bytes,
         settings.batch.max_records,
+        settings.batch.max_bytes,
     )
 
 

@@ -37,7 +37,9 @@ from operators.bridge import (
 )
 from operators.events import partials_schema
 from operators.file_source import FileSource
-from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
+from operators.intake import Intake, IntakeRules
+from operators.outgoing import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG
+from operators.records import Reader
 from operators.rules.contract import Contract
 from operators.rules.splits import FileProgress, ReadPlan
 from operators.sinks import FileSinks, Sinks
@@ -55,8 +57,11 @@ class Source(Protocol):
     def parallelism(self) -> int:
         """How many subtasks read; intake runs beside each of them."""
 
-    def batches(self, env: StreamExecutionEnvironment) -> DataStream:
-        """A stream of `batches.RECORDS`, as bytes."""
+    def elements(self, env: StreamExecutionEnvironment) -> DataStream:
+        """A stream of what the reader reads."""
+
+    def reader(self) -> Reader:
+        """Turns its elements into records, in the worker."""
 
     def partitions(self) -> list[FileProgress]:
         """The partitions that are known to end (files); none for topics."""
@@ -128,8 +133,8 @@ def define_workflow(
     require_bridge()
     table_env = StreamTableEnvironment.create(env)
 
-    # Each record gets its verdict. Intake runs where the source reads, in the same Python process.
-    judged = source.batches(env).process(Intake(rules), ACCEPTED)
+    # Each record gets its verdict. Files are read there too, in the same Python process.
+    judged = source.elements(env).process(Intake(rules, source.reader()), ACCEPTED)
     judged.uid("intake").name("intake").set_parallelism(source.parallelism)
 
     sinks.add("processed_events", judged, LINE)
@@ -152,18 +157,21 @@ def define_workflow(
     # one subtask for the watermark, through which whole batches pass. A topic's partition has one
     # reader, so there each reader has its own.
     files = source.partitions()
+    at_marks = 1 if files else source.parallelism
     marked = marks(
         judged,
         files,
         uid="marks",
         delay_ms=windows.watermark_delay_ms,
         idle_ms=windows.idle_timeout_ms,
-        parallelism=1 if files else source.parallelism,
+        parallelism=at_marks,
     )
 
     # An event whose window has closed is late, and in no window.
     partial_row = partial_row_type(rules.contract)
-    events, late, counted = gate(marked, partial_row, uid="gate", window_ms=windows.size_ms)
+    events, late, counted = gate(
+        marked, partial_row, uid="gate", window_ms=windows.size_ms, parallelism=at_marks
+    )
     sinks.add("late_events", late, LINE)
 
     # Windows are Flink SQL, over the events as intake has added them up by key, window and batch.
@@ -212,6 +220,7 @@ def intake_rules(settings: Settings) -> IntakeRules:
         max_future_skew_ms=settings.source.max_future_skew_ms,
         window_ms=settings.windows.size_ms,
         payload_limit_bytes=settings.source.payload_limit_bytes,
+        output_bytes=settings.source.split_bytes,
         code_version=version("breakwater"),
     )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pyarrow as pa
 
-from operators.rules.splits import UNKNOWN_MS, Lines
+from operators.rules.splits import UNKNOWN_MS
 
-#: What a source hands to intake, one row a record. A source that has no keys or timestamps leaves
+#: Records that come from the JVM, one row each. A source that has no keys or timestamps leaves
 #: them null. `payload_bytes` and `checksum` are set where the source has already cut the payload,
 #: `fault` where the source could not read the record and says why.
 RECORDS: Final = pa.schema(
@@ -27,20 +27,6 @@ RECORDS: Final = pa.schema(
         pa.field("fault", pa.string()),
     ]
 )
-
-
-class Record(NamedTuple):
-    """One row of `RECORDS`, its columns in their order."""
-
-    payload: bytes | None
-    source_topic: str
-    source_partition: int
-    source_offset: int
-    source_timestamp: int | None
-    key: bytes | None
-    payload_bytes: int | None
-    checksum: str | None
-    fault: str | None
 
 
 #: A dead letter or a quarantined record: its envelope as a line, and the folders it goes to.
@@ -143,38 +129,3 @@ def table_of(schema: pa.Schema, columns: list[list[Any]]) -> pa.RecordBatch:
     """A batch from its columns' values."""
     arrays = [pa.array(values, type_) for values, type_ in zip(columns, schema.types, strict=True)]
     return pa.record_batch(arrays, schema=schema)
-
-
-def records_of_lines(lines: Lines, topic: str, mark: SplitMark) -> pa.RecordBatch:
-    """Lines of a file as a batch of records."""
-    n = len(lines)
-    sizes: Any = [None] * n
-    sums: Any = [None] * n
-    for i, oversized in lines.oversized.items():
-        sizes[i], sums[i] = oversized.size, oversized.checksum
-    columns = [
-        pa.array(lines.payloads, pa.binary()),
-        pa.repeat(topic, n),
-        pa.repeat(pa.scalar(0, pa.int32()), n),
-        pa.array(lines.offsets, pa.int64()),
-        pa.nulls(n, pa.int64()),
-        pa.nulls(n, pa.binary()),
-        pa.array(sizes, pa.int64()) if lines.oversized else pa.nulls(n, pa.int64()),
-        pa.array(sums, pa.string()) if lines.oversized else pa.nulls(n, pa.string()),
-        pa.nulls(n, pa.string()),
-    ]
-    return pa.record_batch(columns, schema=RECORDS.with_metadata(mark.metadata()))
-
-
-def fault_record(
-    topic: str, offset: int, payload: bytes, fault: str, mark: SplitMark
-) -> pa.RecordBatch:
-    """One record that stands for what could not be read of a file from here on."""
-    row = {
-        "payload": payload,
-        "source_topic": topic,
-        "source_partition": 0,
-        "source_offset": offset,
-        "fault": fault,
-    }
-    return pa.RecordBatch.from_pylist([row], schema=RECORDS.with_metadata(mark.metadata()))

@@ -95,7 +95,7 @@ def unbatch(stream: DataStream, row: DataType, *, uid: str) -> DataStream:
 
 
 def gate(
-    stream: DataStream, partial: RowType, *, uid: str, window_ms: int
+    stream: DataStream, partial: RowType, *, uid: str, window_ms: int, parallelism: int
 ) -> tuple[DataStream, DataStream, DataStream]:
     """Accepted events to what the windows add up, those whose window has closed apart (Gate.java).
 
@@ -104,13 +104,15 @@ def gate(
         partial: the type of the partials: key, time, total, count.
         uid: uid and name of the step.
         window_ms: length of the tumbling windows.
+        parallelism: that of the step that makes the watermarks, so that they share a thread and
+            the lines are handed over, not copied.
 
     Returns:
         Partials for the windows; lines of late events (`LINE`); count lines (`LINE`), one a batch.
     """
     late, counts = _tag("late", _row_info(LINE)), _tag("counts", _row_info(LINE))
     refs = [_logical(partial), window_ms, late, counts]
-    rows = _add(stream, "Gate", uid, refs, _row_info(partial))
+    rows = _add(stream, "Gate", uid, refs, _row_info(partial), parallelism)
     return rows, _side(rows, late), _side(rows, counts)
 
 

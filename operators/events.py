@@ -1,9 +1,12 @@
-"""Accepted events in columns: what the windows compute on, and the lines that are written."""
+"""Accepted events: held as the lines that they will be written as, added up for the windows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import compress
 from operator import attrgetter
 from typing import Any, Final
 
@@ -13,129 +16,273 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from operators.rules.contract import Column, Contract
-from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS
+from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 
 COORDINATES: Final = ("source_topic", "source_partition", "source_offset")
 
+Ints = npt.NDArray[np.int64]
+
+_A_TIME: Final = "2026-01-01T00:00:00.000Z"
+_TIME_CHARS: Final = len(_A_TIME)
+# The least and the greatest byte at each place of a time as `iso_utc_ms` writes it. What lies
+# between them may still be no day of the calendar: that is Arrow's to say.
+_LEAST: Final = np.frombuffer(b"0000-00-00T00:00:00.000Z", np.uint8)
+_GREATEST: Final = np.frombuffer(b"9999-19-39T29:59:59.999Z", np.uint8)
+
 
 @dataclass(frozen=True)
-class Columns:
-    """Decoded events in columns, as Python values and as Arrow.
+class Events:
+    """The events of a batch.
 
     Attributes:
-        contract: theirs.
-        values: column name to values, as the contract decoded them.
-        arrow: the same as Arrow; times in ms UTC.
-        misfits: rows with a value that its column cannot hold, which is null there: an integer
-            beyond 64 bits, or what the contract's own code has set against its types.
+        lines: each as it will be written, but for its coordinates (`EventType.type`).
+        times: columns of times, ms UTC; 0 where there is none.
+        numbers: columns of numbers.
+        misfits: rows with a value that its column cannot hold: a text that is no time, an integer
+            beyond 64 bits.
     """
 
-    contract: Contract
-    values: dict[str, list[Any]]
-    arrow: dict[str, pa.Array]
+    lines: list[Any]
+    times: dict[str, Ints]
+    numbers: dict[str, pa.Array]
     misfits: frozenset[int]
 
-    def suspects(self, latest_ms: int) -> set[int]:
-        """Rows that decoded but need the second look: not finite, out of range, in the future."""
-        rows = set(self.misfits)
-        for column in self.contract.columns:
-            array = self.arrow[column.name]
-            if column.kind == "float":
-                rows.update(_where(~np.isfinite(_filled(array))))
-            elif column.kind == "datetime":
-                limit = latest_ms if column.name == self.contract.event_time else MAX_EPOCH_MS
-                ms = _filled(array.cast(pa.int64()))
-                rows.update(_where((ms < MIN_EPOCH_MS) | (ms > limit)))
-        return rows
-
-    def event_ms(self) -> npt.NDArray[np.int64]:
-        """The events' times in ms."""
-        times: npt.NDArray[np.int64] = (
-            self.arrow[self.contract.event_time].cast(pa.int64()).to_numpy()
-        )
-        return times
-
-    def take(self, rows: list[int]) -> Columns:
-        """The same columns with only these rows."""
-        index = pa.array(rows, pa.int64())
-        return Columns(
-            self.contract,
-            {name: [values[row] for row in rows] for name, values in self.values.items()},
-            {name: array.take(index) for name, array in self.arrow.items()},
+    def without(self, rows: Ints) -> Events:
+        """All but these rows, which are in order."""
+        n = len(self.lines)
+        kept = np.ones(n, np.uint8)
+        kept[rows] = 0
+        index = pa.array(np.flatnonzero(kept))
+        return Events(
+            list(compress(self.lines, kept.tobytes())),
+            {name: np.delete(times, rows) for name, times in self.times.items()},
+            {name: numbers.take(index) for name, numbers in self.numbers.items()},
             frozenset(),
         )
 
 
-class EventColumns:
-    """Turns events of one contract into Arrow columns and JSON lines, whole batches at a time."""
+class EventType:
+    """What an event of one contract is between its record and its line.
+
+    A msgspec Struct with the fields of the line, in their order and under names of our own: the
+    contract's, times as text, and the coordinates. A record decodes straight into it, since most
+    times come as they are written: that saves turning each into an object and back into text.
+    A contract with code or rules of its own for the whole record is asked first.
+    """
 
     def __init__(self, contract: Contract) -> None:
-        """Derive the line from the contract."""
+        """Derive the Struct from the contract."""
         self.contract = contract
-        names = [*(column.name for column in contract.columns), *COORDINATES]
-        fields = {f"f{i}": name for i, name in enumerate(names)}
-        self._line = msgspec.defstruct(
-            "ProcessedEvent", [(field, Any) for field in fields], rename=fields, gc=False
-        )
+        self._fields = {column.name: f"f{i}" for i, column in enumerate(contract.columns)}
+        self._times = [c for c in contract.columns if c.kind == "datetime"]
+        self._numbers = [c for c in contract.columns if c.kind in ("int", "float")]
         self._encode_lines = msgspec.json.Encoder().encode_lines
+        is_direct = _decodes_directly(contract)
+        self.type = self._line_type(_declared_type if is_direct else _bare_type)
+        #: One record to its event. Raises what msgspec or the contract's own code raises.
+        self.decode: Callable[[bytes], Any] = (
+            msgspec.json.Decoder(self.type).decode
+            if is_direct
+            else self._through(msgspec.json.Decoder(contract.type).decode)
+        )
 
-    def columns(self, events: Sequence[Any]) -> Columns:
-        """The events' values in columns. Never raises: what does not fit is null and a suspect."""
-        values = {
-            column.name: list(map(attrgetter(column.attribute), events))
-            for column in self.contract.columns
-        }
+    def _line_type(self, type_of: Callable[[Column], Any]) -> type[msgspec.Struct]:
+        defaults = {f.encode_name: f.default for f in msgspec.structs.fields(self.contract.type)}
+        fields: list[Any] = [
+            (name, type_of(column))
+            if (column := self.contract.column(full)).required
+            else (name, type_of(column), defaults[full])
+            for full, name in self._fields.items()
+        ]
+        # A record may have a field of such a name: it is not looked at, and written over.
+        fields += [(name, msgspec.Raw, b"") for name in ("topic", "partition", "offset")]
+        names = [*self._fields, *COORDINATES]
+        return msgspec.defstruct(
+            "Line",
+            fields,
+            rename={field[0]: name for field, name in zip(fields, names, strict=True)},
+            kw_only=True,
+            gc=False,
+        )
+
+    def _through(self, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Records that the contract's own class decodes first."""
+
+        def decode_line(payload: bytes) -> Any:
+            return self.line_of(decode(payload))
+
+        return decode_line
+
+    def line_of(self, event: Any) -> Any:
+        """An event of the contract's own class as its line.
+
+        Raises:
+            Exception: of any kind: the class has set a value that its field cannot hold.
+        """
+        values: dict[str, Any] = {}
+        for column in self.contract.columns:
+            value = getattr(event, column.attribute)
+            if column.kind == "datetime" and value is not None:
+                value = iso_utc_ms(epoch_ms(value))
+            elif isinstance(value, str):
+                value.encode()  # a lone surrogate has no bytes
+            values[column.name] = value
+        return msgspec.convert(values, self.type)
+
+    def events(self, lines: list[Any]) -> Events:
+        """Decoded events with what is checked and added up of them in columns.
+
+        Never raises: a value that its column cannot hold makes its row a misfit.
+        """
         misfits: set[int] = set()
-        arrow = {
-            column.name: _arrow(column, values[column.name], misfits)
-            for column in self.contract.columns
-        }
-        return Columns(self.contract, values, arrow, frozenset(misfits))
+        times = {c.name: self._time_column(c, lines, misfits) for c in self._times}
+        numbers = {c.name: self._number_column(c, lines, misfits) for c in self._numbers}
+        return Events(lines, times, numbers, frozenset(misfits))
 
-    def lines(
+    def suspects(self, events: Events, latest_ms: int) -> set[int]:
+        """Rows that decoded but need the second look: not finite, out of range, in the future."""
+        rows = set(events.misfits)
+        for column in self._numbers:
+            if column.kind == "float":
+                rows.update(_where(~np.isfinite(_filled(events.numbers[column.name]))))
+        for column in self._times:
+            latest = latest_ms if column.name == self.contract.event_time else MAX_EPOCH_MS
+            ms = events.times[column.name]
+            rows.update(_where((ms < MIN_EPOCH_MS) | (ms > latest)))
+        return rows
+
+    def event_ms(self, events: Events) -> Ints:
+        """The events' times, ms UTC."""
+        return events.times[self.contract.event_time]
+
+    def encoded(
         self,
-        columns: Columns,
-        topics: list[str],
-        partitions: list[int],
-        offsets: list[int],
+        events: Events,
+        topics: Iterable[str],
+        partitions: Iterable[int],
+        offsets: Iterable[int],
     ) -> bytes:
         """The events and where they came from as JSON lines, each ended by a newline."""
-        fields = [
-            iso_utc_ms_column(columns.arrow[c.name])
-            if c.kind == "datetime"
-            else columns.values[c.name]
-            for c in self.contract.columns
-        ]
-        return self._encode_lines(list(map(self._line, *fields, topics, partitions, offsets)))
+        places = zip(events.lines, topics, partitions, offsets, strict=True)
+        for line, topic, partition, offset in places:
+            line.topic = topic
+            line.partition = partition
+            line.offset = offset
+        return self._encode_lines(events.lines)
 
-    def partials(self, columns: Columns, window_ms: int) -> pa.RecordBatch:
-        """The events added up by key and tumbling window: rows of `partials_schema`.
-
-        What the windows add up is then some rows a key and batch, not one an event. A partial's
-        time is its latest event's, so it falls into the same window as all of them.
-        """
-        contract, schema = self.contract, partials_schema(self.contract)
-        ms = columns.event_ms()
-        total = schema.field("total_value").type
+    def window_columns(self, events: Events, window_ms: int) -> pa.RecordBatch:
+        """What windows need of the events: key, number of the window, time in ms, value."""
+        contract = self.contract
+        ms = self.event_ms(events)
+        total = partials_schema(contract).field("total_value").type
         value = (
-            columns.arrow[contract.value].cast(total)
+            events.numbers[contract.value].cast(total)
             if contract.value
             else pa.nulls(len(ms), total)
         )
-        table = pa.table(
-            {
-                "key": columns.arrow[contract.key],
-                "window": np.floor_divide(ms, window_ms),
-                "time": ms,
-                "value": value,
-            }
+        keys = pa.array(self._values(contract.key, events.lines), pa.string())
+        windows = pa.array(np.floor_divide(ms, window_ms))
+        return pa.record_batch(
+            [keys, windows, pa.array(ms), value], ["key", "window", "ms", "value"]
         )
-        sums = table.group_by(["key", "window"], use_threads=False).aggregate(
-            [("time", "max"), ("value", "sum"), ("time", "count")]
-        )
-        arrays = [sums.column(name) for name in ("key", "time_max", "value_sum", "time_count")]
-        cast = [a.combine_chunks().cast(t) for a, t in zip(arrays, schema.types, strict=True)]
-        return pa.record_batch(cast, schema=schema)
+
+    def _values(self, name: str, lines: list[Any]) -> list[Any]:
+        return list(map(attrgetter(self._fields[name]), lines))
+
+    def _number_column(self, column: Column, lines: list[Any], misfits: set[int]) -> pa.Array:
+        values = self._values(column.name, lines)
+        try:
+            return pa.array(values, column.arrow_type)
+        except OverflowError:  # an integer beyond 64 bits, which Python and JSON know
+            low, high = -(2**63), 2**63 - 1
+            wide = {i for i, v in enumerate(values) if v is not None and not low <= v <= high}
+            misfits.update(wide)
+            kept = [None if i in wide else value for i, value in enumerate(values)]
+            return pa.array(kept, column.arrow_type)
+
+    def _time_column(self, column: Column, lines: list[Any], misfits: set[int]) -> Ints:
+        """A column of times in ms; in the lines each is put as `iso_utc_ms` writes it."""
+        texts = self._values(column.name, lines)
+        ms, odd = canonical_times(texts)
+        field = self._fields[column.name]
+        for row in odd:
+            if texts[row] is None:
+                continue
+            try:
+                ms[row] = epoch_ms(msgspec.convert(texts[row], column.full_type))
+                setattr(lines[row], field, iso_utc_ms(int(ms[row])))
+            except (msgspec.ValidationError, ValueError):
+                misfits.add(row)
+        return ms
+
+
+def canonical_times(texts: Sequence[str | None]) -> tuple[Ints, list[int]]:
+    """Read the times that stand as `iso_utc_ms` writes them.
+
+    Returns:
+        Milliseconds by row, and the rows of those that are null, written in another way or no
+        times at all: their milliseconds are 0.
+    """
+    odd = [i for i, text in enumerate(texts) if text is None or len(text) != _TIME_CHARS]
+    if odd:
+        texts = list(texts)
+        for row in odd:
+            texts[row] = _A_TIME
+    # What is not ASCII becomes a question mark, which no time has.
+    written = np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)  # type: ignore[arg-type]
+    table = written.reshape(len(texts), _TIME_CHARS)
+    fit = (table >= _LEAST) & (table <= _GREATEST)
+    if not fit.all():
+        fits = fit.all(axis=1)
+        table = table.copy()
+        table[~fits] = np.frombuffer(_A_TIME.encode(), np.uint8)
+        odd += _where(~fits)
+    ms, no_days = _parsed(table)
+    odd += no_days
+    ms[odd] = 0
+    return ms, odd
+
+
+def _parsed(table: npt.NDArray[np.uint8]) -> tuple[Ints, list[int]]:
+    """Milliseconds of times that look right, and the rows that are no day of the calendar."""
+    n = len(table)
+    ends = np.arange(0, (n + 1) * _TIME_CHARS, _TIME_CHARS, dtype=np.int32)
+    texts = pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(table.tobytes()))
+    try:
+        return _instants(texts), []
+    except pa.ArrowInvalid:  # at least one of them: find out which
+        ms, no_days = np.zeros(n, np.int64), []
+        for row in range(n):
+            try:
+                ms[row] = _instants(texts.slice(row, 1))[0]
+            except pa.ArrowInvalid:
+                no_days.append(row)
+        return ms, no_days
+
+
+def _instants(texts: pa.Array) -> Ints:
+    return texts.cast(pa.timestamp("ms", "UTC")).cast(pa.int64()).to_numpy().copy()  # type: ignore[no-any-return]
+
+
+def partials_of(columns: list[pa.RecordBatch], contract: Contract) -> pa.RecordBatch:
+    """Events added up by key and tumbling window: rows of `partials_schema`.
+
+    What the windows add up is then some rows a key and batch, not one an event. A partial's time is
+    its latest event's, so it falls into the same window as all of them.
+
+    Args:
+        columns: of batches, from `EventType.window_columns`.
+        contract: theirs.
+    """
+    schema = partials_schema(contract)
+    sums = (
+        pa.Table.from_batches(columns)
+        .group_by(["key", "window"], use_threads=False)
+        .aggregate([("ms", "max"), ("value", "sum"), ("ms", "count")])
+    )
+    arrays = [sums.column(name) for name in ("key", "ms_max", "value_sum", "ms_count")]
+    cast = [a.combine_chunks().cast(t) for a, t in zip(arrays, schema.types, strict=True)]
+    return pa.record_batch(cast, schema=schema)
 
 
 def partials_schema(contract: Contract) -> pa.Schema:
@@ -152,52 +299,36 @@ def partials_schema(contract: Contract) -> pa.Schema:
     )
 
 
-def _arrow(column: Column, values: list[Any], misfits: set[int]) -> pa.Array:
-    """A column as Arrow; what does not fit is null and among the misfits."""
-    try:
-        array = _converted(column, values)
-    except MemoryError:
-        raise
-    except Exception:  # whatever it is: find the values that it is about
-        fits = [_fits(column, value) for value in values]
-        kept = [value if fit else None for value, fit in zip(values, fits, strict=True)]
-        array = _converted(column, kept)
-        misfits.update(row for row, fit in enumerate(fits) if not fit)
-    if array.null_count and not column.optional:
-        misfits.update(_where(array.is_null().to_numpy(zero_copy_only=False)))
-    return array
+def _decodes_directly(contract: Contract) -> bool:
+    """Whether nothing but the types of its fields decides what an event of the contract is."""
+    config = contract.type.__struct_config__
+    times = [column for column in contract.columns if column.kind == "datetime"]
+    defaults = {f.encode_name: f.default for f in msgspec.structs.fields(contract.type)}
+    return (
+        config.tag is None
+        and not config.forbid_unknown_fields
+        and not hasattr(contract.type, "__post_init__")
+        and all(c.required or defaults[c.name] is None for c in times)
+        and all(_takes_utc(column) for column in times)
+    )
 
 
-def _converted(column: Column, values: list[Any]) -> pa.Array:
-    """Values as Arrow; times cut to milliseconds, those without offset read as UTC."""
-    if column.kind != "datetime":
-        return pa.array(values, column.arrow_type)
-    micros = pa.array(values, pa.timestamp("us", "UTC")).cast(pa.int64())
-    millis = np.floor_divide(_filled(micros), 1000)
-    mask = micros.is_null().to_numpy(zero_copy_only=False) if micros.null_count else None
-    return pa.array(millis, pa.int64(), mask=mask).cast(column.arrow_type)
+def _takes_utc(column: Column) -> bool:
+    with suppress(msgspec.ValidationError):
+        msgspec.convert(_A_TIME, column.full_type)
+        return True
+    return False  # Meta(tz=False)
 
 
-def _fits(column: Column, value: Any) -> bool:
-    try:
-        _converted(column, [value])
-    except MemoryError:
-        raise
-    except Exception:  # as above
-        return False
-    return True
+def _declared_type(column: Column) -> Any:
+    """The field's type as the contract has it; a time as text."""
+    return _bare_type(column) if column.kind == "datetime" else column.full_type
 
 
-def iso_utc_ms_column(times: pa.Array) -> list[str | None]:
-    """Times (ms) as ISO-8601 UTC with milliseconds: `rules.times.iso_utc_ms` for a whole column."""
-    millis = _filled(times.cast(pa.int64())).astype("datetime64[ms]")
-    texts: list[str | None] = np.datetime_as_string(millis, unit="ms", timezone="UTC").tolist()
-    if times.null_count:
-        return [
-            text if valid else None
-            for text, valid in zip(texts, times.is_valid().to_pylist(), strict=True)
-        ]
-    return texts
+def _bare_type(column: Column) -> Any:
+    """The field's type without constraints; a time as text."""
+    bare = str if column.bare_type is datetime else column.bare_type
+    return bare | None if column.optional else bare
 
 
 def _filled(array: pa.Array) -> npt.NDArray[Any]:

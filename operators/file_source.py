@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import pyarrow as pa
 from pyflink.common import WatermarkStrategy
-from pyflink.datastream import ProcessFunction, RuntimeContext, StreamExecutionEnvironment
+from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.datastream.connectors.number_seq import NumberSequenceSource
 from pyflink.datastream.data_stream import DataStream
 
-from operators.batches import SplitMark, fault_record, records_of_lines, to_bytes
-from operators.bridge import BYTES
+from operators.batches import SplitMark
+from operators.records import Records
 from operators.rules.splits import (
     GZIP_MAGIC,
     NEWLINE,
@@ -57,11 +56,13 @@ class LineLimits:
         max_record_bytes: a longer line is oversized.
         payload_limit_bytes: how much of an oversized line is kept.
         max_records: lines in a batch at most.
+        max_bytes: bytes in a batch at most; a single line may have more.
     """
 
     max_record_bytes: int
     payload_limit_bytes: int
     max_records: int
+    max_bytes: int
 
     def assembler(self, offset: int) -> LineAssembler:
         """A line assembler with these limits."""
@@ -70,7 +71,7 @@ class LineLimits:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files as a source of batches of records."""
+    """Files as a source of records."""
 
     plan: ReadPlan
     limits: LineLimits
@@ -83,44 +84,45 @@ class FileSource:
         """
         return self.plan.lanes
 
-    def batches(self, env: StreamExecutionEnvironment) -> DataStream:
-        """A stream of `RECORDS` batches, as bytes."""
+    def elements(self, env: StreamExecutionEnvironment) -> DataStream:
+        """A stream of ticket numbers."""
         last = len(self.plan.tickets()) - 1
         tickets = env.from_source(
             NumberSequenceSource(0, last), WatermarkStrategy.no_watermarks(), "tickets"
         )
-        tickets.uid("tickets").set_parallelism(self.parallelism)
-        read = tickets.process(FileReader(self.plan, self.limits), BYTES)
-        return read.uid("read-files").name("read-files").set_parallelism(self.parallelism)
+        return tickets.uid("tickets").set_parallelism(self.parallelism)
+
+    def reader(self) -> FileReader:
+        """Turns a ticket into the records of its split."""
+        return FileReader(self.plan, self.limits)
 
     def partitions(self) -> list[FileProgress]:
         """The files that hold the watermark back until they have been read."""
         return self.plan.progress()
 
 
-class FileReader(ProcessFunction):  # type: ignore[misc]
-    """Tickets to batches of records."""
+class FileReader:
+    """Tickets to records."""
 
     def __init__(self, plan: ReadPlan, limits: LineLimits) -> None:
-        """Take the plan; it travels to the workers with the function."""
+        """Take the plan; it travels to the workers with the reader."""
         self._plan = plan
         self._limits = limits
 
-    def open(self, runtime_context: RuntimeContext) -> None:
+    def open(self) -> None:
         """Deal the splits out again: cheaper than shipping them."""
         self._tickets = self._plan.tickets()
         self._gzip: GzipCursor | None = None
 
-    def process_element(self, ticket: int, ctx: ProcessFunction.Context) -> Iterable[bytes]:
+    def read(self, element: int) -> Iterable[Records]:
         """Read the ticket's split; the padding at the end of a lane has none."""
-        split = self._tickets[ticket]
+        split = self._tickets[element]
         if split is None:
             return
         pieces = (
             self._read_gzip(split) if split.file.compressed else read_plain(split, self._limits)
         )
-        for batch in batches_of(pieces, split, self._limits.max_records):
-            yield to_bytes(batch)
+        yield from batches_of(pieces, split, self._limits)
 
     def _read_gzip(self, split: Split) -> Iterator[Lines]:
         # The next split of the same file goes on where the last one stopped; after a restart, or
@@ -149,32 +151,26 @@ class DamagedFile(Exception):
         self.payload = payload
 
 
-def batches_of(pieces: Iterator[Lines], split: Split, max_records: int) -> Iterator[pa.RecordBatch]:
+def batches_of(pieces: Iterator[Lines], split: Split, limits: LineLimits) -> Iterator[Records]:
     """Lines as batches, the last of which says that the split ends.
 
     What cannot be read of a damaged file becomes one record that says so.
     """
-    path = split.file.path
-    end = SplitMark(path, split.ordinal, last=True)
-    last = records_of_lines(Lines(), path, end)
+    more = SplitMark(split.file.path, split.ordinal, last=False)
+    end = SplitMark(split.file.path, split.ordinal, last=True)
+    held = Lines()
     try:
         for lines in pieces:
-            for part in slices(lines, max_records):
-                yield records_of_lines(part, path, SplitMark(path, split.ordinal, last=False))
+            held.extend(lines)
+            while len(held) > limits.max_records or held.size > limits.max_bytes:
+                full, held = held.cut(limits.max_records, limits.max_bytes)
+                yield Records.of_lines(full, more)
     except DamagedFile as damage:
-        last = fault_record(path, damage.offset, damage.payload, str(damage), end)
-    yield last
-
-
-def slices(lines: Lines, max_records: int) -> Iterator[Lines]:
-    """The same lines, at most max_records at a time."""
-    for begin in range(0, len(lines), max_records):
-        end = begin + max_records
-        yield Lines(
-            lines.offsets[begin:end],
-            lines.payloads[begin:end],
-            {i - begin: o for i, o in lines.oversized.items() if begin <= i < end},
-        )
+        if len(held):
+            yield Records.of_lines(held, more)
+        yield Records.unreadable(damage.offset, damage.payload, str(damage), end)
+    else:
+        yield Records.of_lines(held, end)
 
 
 def read_plain(split: Split, limits: LineLimits) -> Iterator[Lines]:

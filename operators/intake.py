@@ -7,36 +7,20 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyflink.common import Row
-from pyflink.datastream import OutputTag, ProcessFunction, RuntimeContext
+import numpy as np
+import numpy.typing as npt
+from pyflink.datastream import ProcessFunction, RuntimeContext
 
-from operators.batches import (
-    DEAD_LETTERS,
-    LINES,
-    QUARANTINE,
-    Record,
-    from_bytes,
-    pack_progress,
-    table_of,
-    to_bytes,
-)
-from operators.bridge import BYTES
-from operators.events import Columns, EventColumns
-from operators.origin import Origin
+from operators.events import Events, EventType, Ints
+from operators.outgoing import Accepted, Rejected
+from operators.records import Oddity, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
-from operators.rules.failure import category_of, queue_of
 from operators.rules.poison import PoisonRules
-from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
 
 STAGE: Final = "intake"
 UNREADABLE: Final = "unreadable"
-DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
-QUARANTINE_TAG: Final = OutputTag("quarantine", BYTES)
-COUNTS_TAG: Final = OutputTag("counts", BYTES)
 
 
 @dataclass(frozen=True)
@@ -50,6 +34,7 @@ class IntakeRules:
         max_future_skew_ms: how far an event time may lie ahead of now.
         window_ms: length of the windows that events are added up for.
         payload_limit_bytes: how much of an oversized record its envelope holds.
+        output_bytes: what has come of an element is handed on when it has so many bytes.
         code_version: version of this code, for the envelope.
     """
 
@@ -59,6 +44,7 @@ class IntakeRules:
     max_future_skew_ms: int
     window_ms: int
     payload_limit_bytes: int
+    output_bytes: int
     code_version: str
 
     def judge(self) -> Judge:
@@ -68,94 +54,74 @@ class IntakeRules:
 
 @dataclass
 class Judged:
-    """A batch after its verdicts: row numbers, in order.
+    """A batch after its verdicts.
 
     Attributes:
-        rows: the accepted ones.
-        columns: their events, in the same order.
-        rejected: the others, with their reasons.
+        rows: numbers of the accepted ones, in order.
+        events: what they hold, in the same order.
+        rejected: the others' numbers, in order, with their reasons.
     """
 
-    rows: list[int]
-    columns: Columns
+    rows: Ints
+    events: Events
     rejected: list[tuple[int, Rejection]]
 
 
 class Intake(ProcessFunction):  # type: ignore[misc]
-    """Batches of records to batches of events; the rest to side outputs.
+    """Records to events, a batch at a time; the rest to side outputs.
 
-    Output: rows of `bridge.ACCEPTED`, one a batch, also when it has no good event. Side outputs:
-    batches of `DEAD_LETTERS`, of `QUARANTINE`, and of counts, one line a source partition.
+    Output: rows of `bridge.ACCEPTED`, at least one for an element that has records. Side outputs:
+    batches of `DEAD_LETTERS`, of `QUARANTINE`, and of counts, one line a batch and partition.
 
     Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
-    only a lack of memory fails the job, which then goes on from its checkpoint.
+    only a lack of memory, or a source file that is not as it was, fails the job, which then goes on
+    from its checkpoint. Flink finishes a Python bundle before it takes a checkpoint, so what was
+    read of an element is wholly before a checkpoint or wholly after it.
     """
 
-    def __init__(self, rules: IntakeRules) -> None:
-        """Take the rules; they travel to the workers with the function."""
+    def __init__(self, rules: IntakeRules, reader: Reader) -> None:
+        """Take the rules, and what reads the source's elements; both travel to the workers."""
         self._rules = rules
+        self._reader = reader
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        """Build the decoder and the columns, once a worker."""
+        """Build the decoders, once a worker."""
+        self._reader.open()
         self._judge = self._rules.judge()
-        self._events = EventColumns(self._rules.contract)
+        self._events = EventType(self._rules.contract)
 
-    def process_element(self, data: bytes, ctx: ProcessFunction.Context) -> Iterable[Any]:
-        """Judge a batch."""
-        now_ms = ctx.timer_service().current_processing_time()
-        batch = from_bytes(data)
-        judged = judge_batch(batch, self._judge, self._events, now_ms)
-        origin = Origin.of(batch)
-        yield self._accepted(origin, judged)
-        yield from self._rejected(batch, judged, now_ms)
-        lines = origin.count_lines(STAGE, judged.rejected)
-        if lines:
-            yield COUNTS_TAG, to_bytes(table_of(LINES, [lines]))
+    def process_element(self, element: Any, ctx: ProcessFunction.Context) -> Iterable[Any]:
+        """Judge an element's records, and hand on together what comes of them."""
+        accepted = Accepted(self._events, self._rules.window_ms)
+        rejected = Rejected()
+        for records in self._reader.read(element):
+            now_ms = ctx.timer_service().current_processing_time()
+            judged = judge_batch(records, self._judge, self._events, now_ms)
+            accepted.add(records.origin, judged.rows, judged.events)
+            for row, why in judged.rejected:
+                rejected.add(self._envelope(records, row, why, now_ms), why, now_ms)
+            rejected.count(records.origin.count_lines(STAGE, judged.rejected))
+            if accepted.size + rejected.size >= self._rules.output_bytes:
+                yield accepted.row()
+                yield from rejected.batches()
+                accepted = Accepted(self._events, self._rules.window_ms)
+                rejected = Rejected()
+        if not accepted.is_empty:
+            yield accepted.row()
+        yield from rejected.batches()
 
-    def _accepted(self, origin: Origin, judged: Judged) -> Row:
-        columns = judged.columns
-        times = columns.event_ms()
-        return Row(
-            progress=pack_progress(origin.progress(judged.rows, times)),
-            lines=self._events.lines(columns, *origin.coordinates(judged.rows)),
-            times=times.astype(">i8").tobytes(),
-            partials=to_bytes(self._events.partials(columns, self._rules.window_ms)),
-        )
-
-    def _rejected(
-        self, batch: pa.RecordBatch, judged: Judged, now_ms: int
-    ) -> Iterator[tuple[OutputTag, bytes]]:
-        if not judged.rejected:
-            return
-        index = pa.array([row for row, _ in judged.rejected])
-        records = zip(*(column.take(index).to_pylist() for column in batch.columns), strict=True)
-        lines = [
-            self._envelope(Record(*record), why, now_ms) + b"\n"
-            for record, (_, why) in zip(records, judged.rejected, strict=True)
-        ]
-        whys = [why for _, why in judged.rejected]
-        dead = [i for i, why in enumerate(whys) if why.kind == "dead_letter"]
-        if dead:
-            types = [whys[i].error_type for i in dead]
-            queues = [queue_of(category_of(error_type)) for error_type in types]
-            dates = [iso_utc_ms(now_ms)[:10]] * len(dead)
-            columns: list[list[Any]] = [[lines[i] for i in dead], queues, dates, types]
-            yield DEAD_LETTER_TAG, to_bytes(table_of(DEAD_LETTERS, columns))
-        poison = [i for i, why in enumerate(whys) if why.kind == "quarantine"]
-        if poison:
-            columns = [[lines[i] for i in poison], [whys[i].error_type for i in poison]]
-            yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, columns))
-
-    def _envelope(self, record: Record, why: Rejection, now_ms: int) -> bytes:
+    def _envelope(self, records: Records, row: int, why: Rejection, now_ms: int) -> bytes:
+        topic, partition = records.origin.partition_of(row)
+        odd = records.odd.get(row, Oddity())
         return envelope_line(
-            record.payload or b"",
+            records.payloads[row],
             why,
             Source(
-                topic=record.source_topic,
-                partition=record.source_partition,
-                offset=record.source_offset,
-                timestamp_ms=record.source_timestamp,
-                key=record.key,
+                topic=topic,
+                partition=partition,
+                offset=records.origin.offsets[row],
+                timestamp_ms=records.timestamp_ms(row),
+                key=records.key(row),
             ),
             contract=self._rules.contract,
             now_ms=now_ms,
@@ -167,32 +133,33 @@ class Intake(ProcessFunction):  # type: ignore[misc]
                 if why.error_type == OVERSIZED
                 else self._rules.max_record_bytes
             ),
-            payload_bytes=record.payload_bytes,
-            full_checksum=record.checksum,
+            payload_bytes=odd.payload_bytes,
+            full_checksum=odd.checksum,
         )
 
 
-def judge_batch(batch: pa.RecordBatch, judge: Judge, events: EventColumns, now_ms: int) -> Judged:
+def judge_batch(records: Records, judge: Judge, event_type: EventType, now_ms: int) -> Judged:
     """The verdict on every record of a batch: `Judge.judge` for each, but fast for the good ones.
 
     A record that decodes, and on which no check of a whole column falls, is accepted as it is.
     Every other one gets the second look.
     """
-    payloads = batch.column("payload").to_pylist()
-    rows, decoded, failed = _decode(payloads, judge)
-    columns = events.columns(decoded)
-    doubtful = failed | {rows[at] for at in columns.suspects(judge.latest_ms(now_ms))}
-    doubtful.update(_doubtful_as_received(batch, payloads, judge))
-    rejected = dict(_second_look(batch, payloads, judge, now_ms, sorted(doubtful)))
+    lines, failed = _decode(records.payloads, event_type)
+    rows = np.delete(np.arange(len(records)), list(failed))
+    events = event_type.events(lines)
+    suspects = event_type.suspects(events, judge.latest_ms(now_ms))
+    doubtful = failed | {int(rows[at]) for at in suspects}
+    doubtful.update(_doubtful_as_received(records, judge))
+    rejected = dict(_second_look(records, judge, now_ms, sorted(doubtful)))
     # What is wrong with these, and not for the judge, is the doing of the contract's own code.
     for row in failed:
         rejected.setdefault(row, _schema_error("refused, but not when it was looked at again"))
-    for at in columns.misfits:
-        rejected.setdefault(rows[at], _schema_error("the event does not fit its columns"))
-    if not rejected.keys().isdisjoint(rows):
-        keep = [at for at, row in enumerate(rows) if row not in rejected]
-        rows, columns = [rows[at] for at in keep], columns.take(keep)
-    return Judged(rows, columns, sorted(rejected.items(), key=itemgetter(0)))
+    for at in events.misfits:
+        rejected.setdefault(int(rows[at]), _schema_error("the event does not fit its columns"))
+    late_found = np.flatnonzero(np.isin(rows, [row for row in rejected if row not in failed]))
+    if len(late_found):
+        rows, events = np.delete(rows, late_found), events.without(late_found)
+    return Judged(rows, events, sorted(rejected.items(), key=itemgetter(0)))
 
 
 def _schema_error(message: str) -> Rejection:
@@ -200,68 +167,64 @@ def _schema_error(message: str) -> Rejection:
     return Rejection("dead_letter", SCHEMA_ERROR, message, (violation,))
 
 
-def _decode(payloads: list[bytes | None], judge: Judge) -> tuple[list[int], list[Any], set[int]]:
-    """The happy path, one msgspec call a record: rows that decode, their events, the other rows."""
-    decode = judge.decode
-    rows: list[int] = []
-    events: list[Any] = []
+def _decode(payloads: list[bytes], event_type: EventType) -> tuple[list[Any], set[int]]:
+    """The happy path, one msgspec call a record: the events, and the rows that have none."""
+    lines: list[Any] = []
     failed: set[int] = set()
-    for row, payload in enumerate(payloads):
+    keep = lines.append
+    decoded = map(event_type.decode, payloads)
+    while True:
         try:
-            events.append(decode(payload))  # type: ignore[arg-type]
+            for line in decoded:
+                keep(line)
         except MemoryError:
             raise
-        except Exception:
-            failed.add(row)
+        except Exception:  # whatever msgspec or the contract's own code raises; go on behind it
+            failed.add(len(lines) + len(failed))
         else:
-            rows.append(row)
-    return rows, events, failed
+            return lines, failed
 
 
-def _doubtful_as_received(
-    batch: pa.RecordBatch, payloads: list[bytes | None], judge: Judge
-) -> Iterator[int]:
+def _doubtful_as_received(records: Records, judge: Judge) -> Iterator[int]:
     """Rows that need the second look whatever they decode to."""
-    for name in ("payload_bytes", "fault"):
-        column = batch.column(name)
-        if column.null_count < len(column):
-            yield from _rows_where(column.is_valid())
-    lengths = pc.binary_length(batch.column("payload"))
-    yield from _rows_where(pc.greater(lengths, judge.max_record_bytes).fill_null(True))
-    yield from _not_utf8(batch, payloads)
+    yield from records.odd
+    sizes = np.fromiter(map(len, records.payloads), np.int64, len(records))
+    yield from np.flatnonzero(sizes > judge.max_record_bytes).tolist()
+    yield from _not_utf8(records.payloads, sizes)
     if judge.poison.has_patterns:
         match = judge.poison.match
-        yield from (row for row, payload in enumerate(payloads) if payload and match(payload))
+        yield from (row for row, p in enumerate(records.payloads) if p and match(p))
 
 
-def _not_utf8(batch: pa.RecordBatch, payloads: list[bytes | None]) -> Iterator[int]:
-    """Rows that may not be UTF-8: msgspec does not look into fields that the contract lacks."""
-    try:
-        batch.column("payload").cast(pa.string())
-    except pa.ArrowInvalid:
-        yield from (row for row, p in enumerate(payloads) if p is not None and not p.isascii())
-
-
-def _rows_where(mask: pa.Array) -> list[int]:
-    return [int(row) for row in pc.indices_nonzero(mask).to_pylist()]
+def _not_utf8(payloads: list[bytes], sizes: npt.NDArray[np.int64]) -> Iterator[int]:
+    """Rows that are not UTF-8: msgspec does not look into fields that the contract lacks."""
+    # All at once: no character goes on behind a newline.
+    text = b"\n".join(payloads)
+    if text.isascii():
+        return
+    ends = np.cumsum(sizes + 1)
+    begin, rest = 0, memoryview(text)
+    while begin < len(text):
+        try:
+            str(rest[begin:], "utf-8")
+        except UnicodeDecodeError as error:
+            row = int(np.searchsorted(ends, begin + error.start, side="right"))
+            yield row
+            begin = int(ends[row])
+        else:
+            return
 
 
 def _second_look(
-    batch: pa.RecordBatch,
-    payloads: list[bytes | None],
-    judge: Judge,
-    now_ms: int,
-    rows: list[int],
+    records: Records, judge: Judge, now_ms: int, rows: list[int]
 ) -> Iterator[tuple[int, Rejection]]:
     """The rows that are turned away, with the reasons."""
     for row in rows:
-        fault = batch.column("fault")[row].as_py()
+        odd = records.odd.get(row, Oddity())
         verdict = (
-            Rejection("quarantine", UNREADABLE, fault, ())
-            if fault
-            else judge.judge(
-                payloads[row] or b"", now_ms, batch.column("payload_bytes")[row].as_py()
-            )
+            Rejection("quarantine", UNREADABLE, odd.fault, ())
+            if odd.fault
+            else judge.judge(records.payloads[row], now_ms, odd.payload_bytes)
         )
         if isinstance(verdict, Rejection):
             yield row, verdict

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import compress, repeat
 from typing import Any
 
 import msgspec
@@ -25,51 +27,64 @@ class Origin:
     Attributes:
         mark: the piece of a planned partition that the batch is, None for other sources.
         partitions: topic and partition, each once.
-        of_row: index into partitions by row.
+        of_row: index into partitions by row; None where there is only one.
         offsets: offset by row.
     """
 
     mark: SplitMark | None
     partitions: list[tuple[str, int]]
-    of_row: Ints
-    offsets: Ints
+    of_row: Ints | None
+    offsets: list[int]
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Origin:
-        """Read the coordinates of a batch of records."""
+    def of_split(cls, mark: SplitMark, offsets: list[int]) -> Origin:
+        """Records of a piece of a file."""
+        return cls(mark, [(mark.partition, 0)], None, offsets)
+
+    @classmethod
+    def of_batch(cls, batch: pa.RecordBatch) -> Origin:
+        """Read the coordinates of a batch of `RECORDS`."""
         mark = SplitMark.of(batch.schema.metadata)
-        offsets = batch.column("source_offset").to_numpy()
+        offsets = batch.column("source_offset").to_pylist()
         if mark is not None:
-            return cls(mark, [(mark.partition, 0)], np.zeros(len(offsets), np.int64), offsets)
+            return cls.of_split(mark, offsets)
         topics = batch.column("source_topic").dictionary_encode()
         numbers = batch.column("source_partition").to_numpy().astype(np.int64)
         pairs = topics.indices.to_numpy().astype(np.int64) << 32 | numbers
         distinct, of_row = np.unique(pairs, return_inverse=True)
         names = topics.dictionary.to_pylist()
         partitions = [(names[pair >> 32], int(pair & 0xFFFFFFFF)) for pair in distinct]
-        return cls(None, partitions, of_row, offsets)
+        return cls(None, partitions, of_row if len(partitions) > 1 else None, offsets)
 
-    def coordinates(self, rows: list[int]) -> tuple[list[str], list[int], list[int]]:
-        """Topics, partitions and offsets of some rows."""
-        offsets: list[int] = self.offsets[rows].tolist()
+    def partition_of(self, row: int) -> tuple[str, int]:
+        """Topic and partition of a row."""
+        return self.partitions[0 if self.of_row is None else int(self.of_row[row])]
+
+    def coordinates(self, rows: Ints) -> tuple[Iterable[str], Iterable[int], Iterable[int]]:
+        """Topics, partitions and offsets of some rows, which are in order."""
+        wanted = np.zeros(len(self.offsets), np.uint8)
+        wanted[rows] = 1
+        offsets = compress(self.offsets, wanted.tobytes())
         if len(self.partitions) == 1:
             topic, partition = self.partitions[0]
-            return [topic] * len(rows), [partition] * len(rows), offsets
-        sources = [self.partitions[i] for i in self.of_row[rows]]
+            return repeat(topic, len(rows)), repeat(partition, len(rows)), offsets
+        sources = [self.partition_of(row) for row in rows]
         return [topic for topic, _ in sources], [partition for _, partition in sources], offsets
 
-    def progress(self, rows: list[int], times_ms: Ints) -> list[Progress]:
-        """What the batch tells the watermark; times are those of the accepted rows."""
-        newest = np.full(len(self.partitions), UNKNOWN_MS)
-        np.maximum.at(newest, self.of_row[rows], times_ms)
-        records = np.bincount(self.of_row, minlength=len(self.partitions))
+    def progress(self, rows: Ints, times_ms: Ints) -> list[Progress]:
+        """What the batch tells the watermark; rows and times are those of the accepted records."""
         if self.mark is not None:
-            mark = self.mark
+            newest_ms = int(times_ms.max(initial=UNKNOWN_MS))
+            records = len(self.offsets)
             return [
-                Progress(mark.partition, mark.ordinal, mark.last, int(records[0]), int(newest[0]))
+                Progress(self.mark.partition, self.mark.ordinal, self.mark.last, records, newest_ms)
             ]
+        of_row = self._of_row()
+        newest = np.full(len(self.partitions), UNKNOWN_MS)
+        np.maximum.at(newest, of_row[rows], times_ms)
+        counts = np.bincount(of_row, minlength=len(self.partitions))
         return [
-            Progress(f"{topic}/{partition}", -1, False, int(records[i]), int(newest[i]))
+            Progress(f"{topic}/{partition}", -1, False, int(counts[i]), int(newest[i]))
             for i, (topic, partition) in enumerate(self.partitions)
         ]
 
@@ -79,23 +94,27 @@ class Origin:
         Of a planned partition also which piece it was, and whether that ends: a run that has read
         all of its input has one such end for each piece.
         """
-        turned_away = Counter((self.of_row[row], r.kind, r.error_type) for row, r in rejected)
+        of_row, offsets = self._of_row(), np.array(self.offsets, np.int64)
+        turned_away = Counter((int(of_row[row]), r.kind, r.error_type) for row, r in rejected)
         lines = []
         for i, (topic, partition) in enumerate(self.partitions):
-            offsets = self.offsets[self.of_row == i]
-            row: dict[str, Any] = {
+            here = offsets if self.of_row is None else offsets[of_row == i]
+            line: dict[str, Any] = {
                 "stage": stage,
                 "source_topic": topic,
                 "source_partition": partition,
-                "first_offset": int(offsets.min()) if len(offsets) else None,
-                "last_offset": int(offsets.max()) if len(offsets) else None,
-                "received": len(offsets),
+                "first_offset": int(here.min()) if len(here) else None,
+                "last_offset": int(here.max()) if len(here) else None,
+                "received": len(here),
             }
             if self.mark is not None:
-                row.update(split=self.mark.ordinal, split_ends=self.mark.last)
+                line.update(split=self.mark.ordinal, split_ends=self.mark.last)
             for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
-                row[name] = {
+                line[name] = {
                     what: n for (at, k, what), n in turned_away.items() if at == i and k == kind
                 }
-            lines.append(msgspec.json.encode(row) + b"\n")
+            lines.append(msgspec.json.encode(line) + b"\n")
         return lines
+
+    def _of_row(self) -> Ints:
+        return np.zeros(len(self.offsets), np.int64) if self.of_row is None else self.of_row

@@ -8,6 +8,7 @@ longer than the limit: then `message_truncated` is true, `original_message` hold
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def envelope_line(
     """
     size = len(payload) if payload_bytes is None else payload_bytes
     message, encoding = _as_text(payload[:payload_limit_bytes], size)
-    now = iso_utc_ms(now_ms)
+    now = _now_text(now_ms)
     letter = DeadLetter(
         original_message=message,
         encoding=encoding,
@@ -196,9 +197,21 @@ def _as_text(payload: bytes, full_bytes: int) -> tuple[str, Encoding]:
 
 def _flags(rejection: Rejection, contract: Contract) -> bytes:
     """The boolean flags, to go behind the other fields of a JSON object."""
-    found = {violation.error_type for violation in rejection.violations}
-    names = (name for name in contract.error_types if name != FUTURE_TIMESTAMP)
+    found = frozenset([violation.error_type for violation in rejection.violations])
+    return _flags_text(contract.error_types, found)
+
+
+# The same few combinations come again and again; a bad hour must not cost more than it has to.
+@functools.lru_cache(maxsize=1024)
+def _flags_text(error_types: tuple[str, ...], found: frozenset[str]) -> bytes:
+    names = (name for name in error_types if name != FUTURE_TIMESTAMP)
     return "".join(f',"has_{n}":{"true" if n in found else "false"}' for n in names).encode()
+
+
+@functools.lru_cache(maxsize=1)
+def _now_text(now_ms: int) -> str:
+    """The present, which is the same for all records of a batch."""
+    return iso_utc_ms(now_ms)
 
 
 def _iso_or_none(timestamp_ms: int | None) -> str | None:
@@ -215,6 +228,8 @@ def _key_text(key: bytes | None) -> str | None:
 
 
 def _bounded_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    if not metadata:
+        return {}
     entries = list(metadata.items())[:MAX_METADATA_ENTRIES]
     return {
         bounded_text(name, MAX_METADATA_CHARS): bounded_text(text, MAX_METADATA_CHARS)

@@ -9,6 +9,7 @@ lane a reader, in order of event time.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,8 @@ UNKNOWN_MS: Final = -(2**63)
 NEWLINE: Final = b"\n"
 BOM: Final = b"\xef\xbb\xbf"
 GZIP_MAGIC: Final = b"\x1f\x8b"
+PACKED_TIMES: Final = 8
+"""JSON lines become about so many times smaller by gzip."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ReadPlan:
 
     Attributes:
         files: in the order in which they are read.
-        split_bytes: size of a split.
+        split_bytes: size of a split, of text; of a compressed file a part of that.
         lanes: how many readers share the work.
     """
 
@@ -78,10 +81,10 @@ class ReadPlan:
 
     def splits(self, file: InputFile) -> list[Split]:
         """The file's splits, in order; none for an empty file."""
-        starts = range(0, file.size, self.split_bytes)
+        step = max(1, self.split_bytes // PACKED_TIMES) if file.compressed else self.split_bytes
+        starts = range(0, file.size, step)
         return [
-            Split(file, i, start, min(start + self.split_bytes, file.size))
-            for i, start in enumerate(starts)
+            Split(file, i, start, min(start + step, file.size)) for i, start in enumerate(starts)
         ]
 
     def progress(self) -> list[FileProgress]:
@@ -163,6 +166,30 @@ class Lines:
     def __len__(self) -> int:
         """How many lines."""
         return len(self.payloads)
+
+    @property
+    def size(self) -> int:
+        """Bytes from the first line's first one to the last line's end."""
+        if not self.offsets:
+            return 0
+        return self.offsets[-1] - self.offsets[0] + len(self.payloads[-1])
+
+    def extend(self, more: Lines) -> None:
+        """Put the lines that follow behind these."""
+        n = len(self)
+        self.offsets += more.offsets
+        self.payloads += more.payloads
+        self.oversized.update({n + i: line for i, line in more.oversized.items()})
+
+    def cut(self, max_lines: int, max_bytes: int) -> tuple[Lines, Lines]:
+        """The first lines, as many as the bounds allow but at least one, and the rest."""
+        begin = self.offsets[0] if self.offsets else 0
+        at = max(1, min(max_lines, bisect_right(self.offsets, begin + max_bytes) - 1))
+        return self._part(0, at), self._part(at, len(self))
+
+    def _part(self, begin: int, end: int) -> Lines:
+        odd = {i - begin: line for i, line in self.oversized.items() if begin <= i < end}
+        return Lines(self.offsets[begin:end], self.payloads[begin:end], odd)
 
 
 class LineAssembler:

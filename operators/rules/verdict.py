@@ -291,7 +291,7 @@ class _FieldCheck:
             value = self._decode(raw)
         except msgspec.ValidationError as error:
             return self._refused(bytes(raw), str(error))
-        complaint = self.complaint(value, latest_ms)
+        complaint = self.complaint(value, latest_ms) if self.is_bounded else None
         return complaint and self._violation(*complaint, bytes(raw))
 
     def complaint(self, value: Any, latest_ms: int) -> tuple[str, str] | None:

@@ -142,7 +142,9 @@ def gate(
     marked = bridge.marks(
         steps, plan, uid="marks", delay_ms=DELAY_MS, idle_ms=idle_ms, parallelism=1
     )
-    partials, late, counts = bridge.gate(marked, PARTIAL_ROW, uid="gate", window_ms=WINDOW_MS)
+    partials, late, counts = bridge.gate(
+        marked, PARTIAL_ROW, uid="gate", window_ms=WINDOW_MS, parallelism=1
+    )
     sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
     sinks.add("processed", steps, bridge.LINE)
     sinks.add("late", late, bridge.LINE)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pyflink.datastream import OutputTag
 
-import operators.intake
+import operators.outgoing
 from flink_jobs.files import line_limits
 from flink_jobs.main import define_workflow, flink_options, intake_rules, windows_sql
 from flink_jobs.settings import load_settings
@@ -85,7 +85,7 @@ def test_every_output_tag_has_a_consumer(transformations: list[Any]) -> None:
         for step in transformations
         if step.getClass().getSimpleName() == "SideOutputTransformation"
     }
-    tags = {tag.tag_id for tag in output_tags(operators.intake)}
+    tags = {tag.tag_id for tag in output_tags(operators.outgoing)}
     assert tags
     assert tags | {"late", "counts"} == consumed
 
@@ -98,9 +98,9 @@ def test_readers_keep_their_number_and_the_watermark_has_one_place(
     transformations: list[Any],
 ) -> None:
     parallelism = {step.getUid(): step.getParallelism() for step in transformations}
-    assert {parallelism[u] for u in ("tickets", "read-files", "intake")} == {2}
+    assert {parallelism[u] for u in ("tickets", "intake")} == {2}
     assert parallelism["marks"] == 1
-    assert parallelism["gate"] == 3
+    assert parallelism["gate"] == 1
 
 
 def test_windows_are_as_long_as_the_settings_say(flink: Callable[..., Any]) -> None:

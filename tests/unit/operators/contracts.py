@@ -1,7 +1,7 @@
 """Contracts that break what is behind msgspec's back: only a user's own code can."""
 
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -53,6 +53,28 @@ class Rewriting(msgspec.Struct):
         }
         if self.key in changes:
             setattr(self, *changes[self.key])
+
+
+class Tagged(msgspec.Struct, tag=True):
+    """Says in each record what it is."""
+
+    key: str
+    at: datetime
+
+
+class WithoutZone(msgspec.Struct):
+    """Its times have no offset."""
+
+    key: str
+    at: Annotated[datetime, msgspec.Meta(tz=False)]
+
+
+class DefaultTime(msgspec.Struct):
+    """Its second time has a default."""
+
+    key: str
+    at: datetime
+    since: datetime = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 #: Keys of `Rewriting` whose events cannot be written.

@@ -14,13 +14,11 @@ from operators.batches import (
     RECORDS,
     Progress,
     SplitMark,
-    fault_record,
     from_bytes,
     pack_progress,
-    records_of_lines,
     to_bytes,
 )
-from operators.rules.splits import UNKNOWN_MS, Lines
+from operators.rules.splits import UNKNOWN_MS
 from tests.unit.operators.java_input import read_progress
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -115,40 +113,3 @@ def test_the_longest_path_there_can_be_fits_the_progress() -> None:
     path = "/" + "😀" * 1023
     (back,) = read_progress(pack_progress([Progress(path, 0, False, 0)]))
     assert back.partition == path
-
-
-# --- records
-
-
-def test_lines_become_records_of_their_file() -> None:
-    mark = SplitMark("/in/a", 3, last=False)
-    batch = records_of_lines(Lines([0, 5], [b"abcd", b""]), "/in/a", mark)
-    assert SplitMark.of(batch.schema.metadata) == mark
-    unset = dict.fromkeys(("source_timestamp", "key", "payload_bytes", "checksum", "fault"))
-    place = {"source_topic": "/in/a", "source_partition": 0}
-    assert batch.to_pylist() == [
-        {"payload": b"abcd", **place, "source_offset": 0, **unset},
-        {"payload": b"", **place, "source_offset": 5, **unset},
-    ]
-
-
-def test_no_lines_become_an_empty_batch_that_still_has_its_mark() -> None:
-    mark = SplitMark("/in/a", 3, last=True)
-    batch = from_bytes(to_bytes(records_of_lines(Lines(), "/in/a", mark)))
-    assert batch.num_rows == 0
-    assert batch.schema.equals(RECORDS)
-    assert SplitMark.of(batch.schema.metadata) == mark
-
-
-def test_a_fault_is_one_record_with_its_reason_and_place() -> None:
-    mark = SplitMark("/in/a.gz", 1, last=True)
-    batch = fault_record("/in/a.gz", 7, b"half", "cut", mark)
-    (row,) = batch.to_pylist()
-    assert {name: value for name, value in row.items() if value is not None} == {
-        "payload": b"half",
-        "source_topic": "/in/a.gz",
-        "source_partition": 0,
-        "source_offset": 7,
-        "fault": "cut",
-    }
-    assert SplitMark.of(batch.schema.metadata) == mark

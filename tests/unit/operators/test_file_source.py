@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import pyarrow as pa
+import cloudpickle
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pyflink.common import Types
 
 from operators import file_source
-from operators.batches import RECORDS, SplitMark, from_bytes
-from operators.bridge import BYTES
+from operators.batches import SplitMark
 from operators.file_source import (
     DamagedFile,
     FileReader,
@@ -30,13 +29,12 @@ from operators.file_source import (
     find_files,
     list_file,
     read_plain,
-    slices,
 )
+from operators.records import Oddity, Records
 from operators.rules.splits import InputFile, Lines, Oversized, ReadPlan, Split
-from tests.harness import Harness
 from tests.unit.rules.lines import BOM, LIMITS, MARKED_FILES, Line, as_lines, naive_lines
 
-WIDE = LineLimits(max_record_bytes=10_000, payload_limit_bytes=100, max_records=1000)
+WIDE = LineLimits(10_000, payload_limit_bytes=100, max_records=1000, max_bytes=10**6)
 PIECES = st.integers(1, 40) | st.just(1 << 14)
 SPLITS = st.integers(1, 80) | st.just(10**6)
 
@@ -56,8 +54,8 @@ def write(path: Path, data: bytes) -> InputFile:
     return InputFile(str(path), len(data), data.startswith(b"\x1f\x8b"), None)
 
 
-def limits_of(limits: tuple[int, int], max_records: int = 1000) -> LineLimits:
-    return LineLimits(*limits, max_records)
+def limits_of(limits: tuple[int, int]) -> LineLimits:
+    return LineLimits(*limits, max_records=1000, max_bytes=10**6)
 
 
 def splits_of(file: InputFile, split_bytes: int) -> list[Split]:
@@ -374,78 +372,99 @@ def test_a_folder_in_the_place_of_a_file_stops_the_job(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(st.sampled_from((b"a", b"bc"))),
+    st.lists(st.lists(st.sampled_from((b"a", b"bc", b"d" * 30)), max_size=6), max_size=6),
     st.sets(st.integers(0, 30)),
     st.integers(1, 12),
+    st.integers(1, 40),
 )
-def test_slices_have_at_most_so_many_lines_and_lose_none(
-    payloads: list[bytes], big: set[int], max_records: int
+def test_batches_keep_to_their_bounds_and_lose_no_line_however_they_come(
+    pieces: list[list[bytes]], big: set[int], max_records: int, max_bytes: int
 ) -> None:
-    oversized = {i: Oversized(1000 + i, str(i)) for i in big if i < len(payloads)}
-    lines = Lines([3 * i for i in range(len(payloads))], payloads, oversized)
-    parts = list(slices(lines, max_records))
-    assert all(0 < len(part) <= max_records for part in parts)
-    assert all(len(part) == max_records for part in parts[:-1])
-    assert as_lines(parts) == as_lines([lines])
+    split = Split(InputFile("/in/a", 1000, False, None), 0, 0, 1000)
+    given_lines: list[Lines] = []
+    offset = number = 0
+    for piece in pieces:
+        lines = Lines()
+        for payload in piece:
+            if number in big:
+                lines.oversized[len(lines)] = Oversized(1000 + number, str(number))
+            lines.offsets.append(offset)
+            lines.payloads.append(payload)
+            offset, number = offset + len(payload) + 1, number + 1
+        given_lines.append(lines)
+    expected = as_lines(given_lines)
+    limits = replace(WIDE, max_records=max_records, max_bytes=max_bytes)
+    batches = list(batches_of(iter(given_lines), split, limits))
+    assert [line for batch in batches for line in lines_of(batch)] == expected
+    assert all(len(batch) <= max_records for batch in batches)
+    assert all(len(batch) > 0 for batch in batches[:-1])
+    for batch in batches:
+        held = sum(len(payload) + 1 for payload in batch.payloads)
+        assert held - 1 <= max_bytes or len(batch) == 1
+    assert all(batch.origin.mark is not None for batch in batches)
+    ends = [batch.origin.mark.last for batch in batches if batch.origin.mark]
+    assert ends == [False] * (len(batches) - 1) + [True]
+
+
+def lines_of(batch: Records) -> list[Line]:
+    """The records of a batch as the naive reader gives lines."""
+    return [
+        Line(offset, payload, *(batch.odd[row][:2] if row in batch.odd else (None, None)))
+        for row, (offset, payload) in enumerate(
+            zip(batch.origin.offsets, batch.payloads, strict=True)
+        )
+    ]
 
 
 def test_a_batch_says_which_split_it_is_of_and_the_last_one_that_it_ends(tmp_path: Path) -> None:
     split = replace(splits_of(write(tmp_path / "a", b"a\nb\nc\n"), 100)[0], ordinal=7)
-    batches = list(batches_of(read_plain(split, WIDE), split, max_records=2))
-    marks = [SplitMark.of(batch.schema.metadata) for batch in batches]
-    assert marks == [
-        *[SplitMark(split.file.path, 7, last=False)] * 2,
+    batches = list(batches_of(read_plain(split, WIDE), split, replace(WIDE, max_records=2)))
+    assert [batch.origin.mark for batch in batches] == [
+        SplitMark(split.file.path, 7, last=False),
         SplitMark(split.file.path, 7, last=True),
     ]
-    assert [batch.num_rows for batch in batches] == [2, 1, 0]
+    assert [len(batch) for batch in batches] == [2, 1]
 
 
 def test_an_oversized_line_keeps_its_full_length_and_checksum_in_the_batch(tmp_path: Path) -> None:
-    limits = LineLimits(max_record_bytes=5, payload_limit_bytes=3, max_records=10)
+    limits = replace(WIDE, max_record_bytes=5, payload_limit_bytes=3)
     (split,) = splits_of(write(tmp_path / "a", b"a\n123456\nbc\n"), 100)
-    batch, _ = batches_of(read_plain(split, limits), split, 10)
-    assert batch.to_pydict() == {
-        "payload": [b"a", b"123", b"bc"],
-        "source_topic": [split.file.path] * 3,
-        "source_partition": [0] * 3,
-        "source_offset": [0, 2, 9],
-        "source_timestamp": [None] * 3,
-        "key": [None] * 3,
-        "payload_bytes": [None, 6, None],
-        "checksum": [None, "e10adc3949ba59abbe56e057f20f883e", None],
-        "fault": [None] * 3,
-    }
+    (batch,) = batches_of(read_plain(split, limits), split, limits)
+    assert batch.payloads == [b"a", b"123", b"bc"]
+    assert batch.origin.offsets == [0, 2, 9]
+    assert batch.odd == {1: Oddity(6, "e10adc3949ba59abbe56e057f20f883e")}
 
 
 def test_the_fault_of_a_damaged_file_is_the_record_that_ends_its_split(tmp_path: Path) -> None:
     (split,) = splits_of(write(tmp_path / "a.gz", packed(b"a\nbcd", 0)[:-2]), 1000)
-    *_, last = batches_of(GzipCursor(split.file, WIDE).read_to(split), split, 10)
-    assert SplitMark.of(last.schema.metadata) == SplitMark(split.file.path, 0, last=True)
-    (row,) = last.to_pylist()
-    assert row["fault"] == "the gzip file ends too early"
-    assert (row["payload"], row["source_offset"]) == (b"bcd", 2)
-    assert (row["source_topic"], row["source_partition"]) == (split.file.path, 0)
+    *_, last = batches_of(GzipCursor(split.file, WIDE).read_to(split), split, WIDE)
+    assert last.origin.mark == SplitMark(split.file.path, 0, last=True)
+    assert last.odd == {0: Oddity(fault="the gzip file ends too early")}
+    assert (last.payloads, last.origin.offsets) == ([b"bcd"], [2])
+    assert last.origin.partition_of(0) == (split.file.path, 0)
 
 
 # --- the reader
 
 
-class Reading:
-    """A reader in the strict harness, and what its tickets gave."""
-
-    def __init__(self, plan: ReadPlan, limits: LineLimits = WIDE) -> None:
-        reader = FileReader(plan, limits)
-        self.harness = Harness(reader, input_type=Types.LONG(), output_type=BYTES)
-
-    def ticket(self, number: int) -> list[pa.RecordBatch]:
-        self.harness.clear_output()
-        self.harness.process(number)
-        return [from_bytes(data) for data in self.harness.output]
+def opened(plan: ReadPlan, limits: LineLimits = WIDE) -> FileReader:
+    """A reader as a worker has it: it has travelled there."""
+    reader: FileReader = pickle.loads(cloudpickle.dumps(FileReader(plan, limits)))  # noqa: S301
+    reader.open()
+    return reader
 
 
-def rows(batches: list[pa.RecordBatch]) -> list[tuple[str, int, bytes, str | None]]:
-    names = ("source_topic", "source_offset", "payload", "fault")
-    return [tuple(row[n] for n in names) for batch in batches for row in batch.to_pylist()]
+def rows(batches: Iterable[Records]) -> list[tuple[str, int, bytes, str | None]]:
+    return [
+        (
+            batch.origin.partition_of(row)[0],
+            batch.origin.offsets[row],
+            payload,
+            batch.odd[row].fault if row in batch.odd else None,
+        )
+        for batch in batches
+        for row, payload in enumerate(batch.payloads)
+    ]
 
 
 def expected_rows(file: InputFile, data: bytes) -> list[tuple[str, int, bytes, str | None]]:
@@ -461,14 +480,13 @@ def test_every_ticket_of_a_plan_gives_its_splits_records_and_ends_it_once(tmp_pa
         write(tmp_path / "d", b"\r\n" + plain + b"no end"),
     )
     plan = ReadPlan(files, 500, 3)
-    reading = Reading(plan, replace(WIDE, max_records=7))
+    reader = opened(plan, replace(WIDE, max_records=7))
     found = []
     for number, split in enumerate(plan.tickets()):
-        batches = reading.ticket(number)
+        batches = list(reader.read(number))
         found += rows(batches)
-        assert all(batch.schema.equals(RECORDS) for batch in batches)
-        assert all(batch.num_rows <= 7 for batch in batches)
-        marks = [SplitMark.of(batch.schema.metadata) for batch in batches]
+        assert all(len(batch) <= 7 for batch in batches)
+        marks = [batch.origin.mark for batch in batches]
         if split is None:
             assert batches == []
         else:
@@ -484,7 +502,7 @@ def test_every_ticket_of_a_plan_gives_its_splits_records_and_ends_it_once(tmp_pa
 def test_the_padding_ticket_gives_nothing(tmp_path: Path) -> None:
     plan = ReadPlan((write(tmp_path / "a", b"a\n" * 15),), 10, 2)
     assert [split is None for split in plan.tickets()] == [False, False, False, True]
-    assert Reading(plan).ticket(3) == []
+    assert list(opened(plan).read(3)) == []
 
 
 @settings(max_examples=40)
@@ -503,12 +521,12 @@ def test_tickets_give_the_same_in_any_order_again_and_by_another_worker(
     plan = ReadPlan(files, split_bytes, 1)
     tickets = range(len(plan.tickets()))
     straight = opened(plan)
-    expected = [list(straight.process_element(n, None)) for n in tickets]
+    expected = [list(straight.read(n)) for n in tickets]
     reader = opened(plan)
     for n in data.draw(st.lists(st.sampled_from(tickets), max_size=8)):
         if data.draw(st.booleans()):
             reader = opened(plan)
-        assert list(reader.process_element(n, None)) == expected[n]
+        assert list(reader.read(n)) == expected[n]
 
 
 def test_two_gzip_files_may_be_read_in_turns(tmp_path: Path) -> None:
@@ -520,17 +538,11 @@ def test_two_gzip_files_may_be_read_in_turns(tmp_path: Path) -> None:
     plan = ReadPlan(files, 50, 1)
     n = len(plan.tickets()) // 2
     straight = opened(plan)
-    expected = [list(straight.process_element(ticket, None)) for ticket in range(2 * n)]
+    expected = [list(straight.read(ticket)) for ticket in range(2 * n)]
     reader = opened(plan)
     for i in range(n - 1):
         for ticket in (i, n + i + 1):
-            assert list(reader.process_element(ticket, None)) == expected[ticket]
-
-
-def opened(plan: ReadPlan) -> FileReader:
-    reader = FileReader(plan, WIDE)
-    reader.open(None)
-    return reader
+            assert list(reader.read(ticket)) == expected[ticket]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 9])
@@ -550,11 +562,7 @@ def test_a_gzip_file_is_unpacked_once_however_many_splits_and_damaged_or_not(
     monkeypatch.setattr(file_source, "GzipCursor", Counted)
     monkeypatch.setattr(file_source, "_PIECE_BYTES", 30)
     reader = opened(plan)
-    batches = [
-        from_bytes(batch)
-        for number in range(len(plan.tickets()))
-        for batch in reader.process_element(number, None)
-    ]
+    batches = [batch for number in range(len(plan.tickets())) for batch in reader.read(number)]
     assert len(made) == 1
     faults = [fault for *_, fault in rows(batches) if fault]
     assert len(faults) == (1 if damage else 0)
@@ -563,12 +571,12 @@ def test_a_gzip_file_is_unpacked_once_however_many_splits_and_damaged_or_not(
 def test_a_split_that_was_left_half_read_is_read_again_from_its_start(tmp_path: Path) -> None:
     data = b"".join(b"%d\n" % i for i in range(20_000))
     plan = ReadPlan((write(tmp_path / "a.gz", packed(data, 0)),), 50_000, 1)
-    expected = list(opened(plan).process_element(0, None))
+    expected = list(opened(plan).read(0))
     reader = opened(plan)
-    half = iter(reader.process_element(0, None))
+    half = iter(reader.read(0))
     next(half)
     half.close()  # type: ignore[attr-defined]
-    assert list(reader.process_element(0, None)) == expected
+    assert list(reader.read(0)) == expected
 
 
 # --- listing
@@ -663,7 +671,7 @@ def test_an_event_at_the_epoch_is_one(tmp_path: Path) -> None:
 
 
 def test_an_oversized_line_is_no_event(tmp_path: Path) -> None:
-    limits = LineLimits(max_record_bytes=3, payload_limit_bytes=2, max_records=10)
+    limits = replace(WIDE, max_record_bytes=3, payload_limit_bytes=2)
     assert listed(tmp_path / "a", b"1234\n5\n", limits).first_event_ms == 5
 
 

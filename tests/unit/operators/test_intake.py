@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -29,7 +31,9 @@ from operators.batches import (
 )
 from operators.bridge import ACCEPTED, BYTES
 from operators.events import partials_schema
-from operators.intake import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG, Intake, IntakeRules
+from operators.intake import Intake, IntakeRules
+from operators.outgoing import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG
+from operators.records import BatchReader, Records
 from operators.rules.contract import Contract, load_contract
 from operators.rules.poison import PoisonPattern, PoisonRules
 from operators.rules.splits import UNKNOWN_MS
@@ -74,6 +78,7 @@ def rules_of(path: tuple[str, ...], poison: PoisonRules = NONE) -> IntakeRules:
         max_future_skew_ms=SKEW_MS,
         window_ms=WINDOW_MS,
         payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
+        output_bytes=10**9,
         code_version="1.2.3",
     )
 
@@ -82,7 +87,7 @@ def rules_of(path: tuple[str, ...], poison: PoisonRules = NONE) -> IntakeRules:
 def intake(path: tuple[str, ...] = ECOMMERCE, poison: PoisonRules = NONE) -> Harness:
     """Intake in the strict harness; it has no state, so tests share it."""
     return Harness(
-        Intake(rules_of(path, poison)),
+        Intake(rules_of(path, poison), BatchReader()),
         input_type=BYTES,
         output_type=ACCEPTED,
         side_outputs=[DEAD_LETTER_TAG, QUARANTINE_TAG, COUNTS_TAG],
@@ -134,6 +139,9 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
     harness = harness or intake()
     harness.clear_output()
     harness.process(to_bytes(batch))
+    if not harness.output:
+        assert not any(map(harness.side_output, (DEAD_LETTER_TAG, QUARANTINE_TAG, COUNTS_TAG)))
+        return Outcome([], [], [])
     (row,) = harness.output
     partials = from_bytes(row.partials)
     assert partials.schema.equals(partials_schema(harness.function._rules.contract))
@@ -615,6 +623,58 @@ def test_an_empty_batch_of_a_topic_says_nothing() -> None:
     assert not found.progress + found.accepted + found.counts
 
 
+# --- many batches of one element
+
+
+@dataclass
+class Thrice:
+    """A reader that gives an element three times, as a file's split comes in several batches."""
+
+    def open(self) -> None:
+        """Nothing to get ready."""
+
+    def read(self, element: bytes) -> Iterator[Records]:
+        for offset in (0, 100, 200):
+            rows = [{**row, "source_offset": offset + i} for i, row in enumerate(rows_in(element))]
+            yield Records.of_batch(batch_of(rows, SplitMark("/in/a", 1, last=offset == 200)))
+
+
+def rows_in(element: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = from_bytes(element).to_pylist()
+    return rows
+
+
+def thrice(output_bytes: int) -> list[Any]:
+    """Two good records and a bad one, three times, through intake: the rows that come out."""
+    rules = dataclasses.replace(rules_of(ECOMMERCE), output_bytes=output_bytes)
+    function = Intake(rules, Thrice())
+    function.open(None)  # type: ignore[arg-type] # it asks nothing of it
+    element = to_bytes(payloads(shop(), shop(price=-1), shop(user_id="u2")))
+    return list(function.process_element(element, Context()))
+
+
+def test_the_batches_of_an_element_leave_together_with_nothing_lost() -> None:
+    row, (dead_tag, dead), (counts_tag, counts) = thrice(10**9)
+    assert (dead_tag, counts_tag) == (DEAD_LETTER_TAG, COUNTS_TAG)
+    offsets = [line["source_offset"] for line in split(row.lines)]
+    assert offsets == [0, 2, 100, 102, 200, 202]
+    assert len(row.times) == 8 * len(offsets)
+    added = {p["event_key"]: p["event_count"] for p in from_bytes(row.partials).to_pylist()}
+    assert added == {"u1": 3, "u2": 3}
+    assert read_progress(row.progress) == [
+        Progress("/in/a", 1, last, 3, GOOD_MS) for last in (False, False, True)
+    ]
+    assert [line["source_offset"] for line in lines_of(from_bytes(dead))] == [1, 101, 201]
+    assert [line["received"] for line in lines_of(from_bytes(counts))] == [3, 3, 3]
+
+
+def test_an_element_that_gives_much_is_handed_on_in_parts() -> None:
+    """As a compressed file does: memory is bounded by the part, not by the split."""
+    rows = [out for out in thrice(1) if not isinstance(out, tuple)]
+    assert [read_progress(row.progress)[0].last for row in rows] == [False, False, True]
+    assert [len(split(row.lines)) for row in rows] == [2, 2, 2]
+
+
 # --- what is not the data's fault
 
 
@@ -635,8 +695,8 @@ def test_a_lack_of_memory_fails_the_job_instead_of_costing_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     function = intake().function
-    judge = function._judge
-    monkeypatch.setattr(judge, "decode", FailsOnce(judge.decode, MemoryError))
+    events = function._events
+    monkeypatch.setattr(events, "decode", FailsOnce(events.decode, MemoryError))
     with pytest.raises(MemoryError):
         list(function.process_element(to_bytes(payloads(shop())), Context()))
 
@@ -654,8 +714,8 @@ def test_a_contract_that_refuses_a_record_only_once_loses_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bug it catches: neither accepted, since it failed, nor turned away, since it is good."""
-    judge = intake().function._judge
-    monkeypatch.setattr(judge, "decode", FailsOnce(judge.decode, OSError))
+    events = intake().function._events
+    monkeypatch.setattr(events, "decode", FailsOnce(events.decode, OSError))
     found = outcome(payloads(shop(), shop()))
     assert [offset for offset, _ in found.accepted] == [1]
     assert found.reasons == {0: "schema_error"}
@@ -664,15 +724,15 @@ def test_a_contract_that_refuses_a_record_only_once_loses_none(
 def test_any_exception_of_the_decoder_but_a_lack_of_memory_costs_one_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judge = intake().function._judge
-    decode = judge.decode
+    events = intake().function._events
+    decode = events.decode
 
     def fail(payload: bytes) -> Any:
         if b"u1" in payload:
             raise RecursionError
         return decode(payload)
 
-    monkeypatch.setattr(judge, "decode", fail)
+    monkeypatch.setattr(events, "decode", fail)
     found = outcome(payloads(shop(), shop(user_id="u2")))
     assert [offset for offset, _ in found.accepted] == [1]
     assert found.reasons == {0: "schema_error"}

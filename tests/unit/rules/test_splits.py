@@ -74,10 +74,11 @@ def test_every_byte_of_every_file_is_in_exactly_one_ticket(plan: ReadPlan) -> No
 @given(ANY_PLAN)
 def test_a_file_is_cut_into_numbered_pieces_of_the_split_size(plan: ReadPlan) -> None:
     splits = [split for lane in dealt(plan) for split in lane]
-    assert all(split.start == split.ordinal * plan.split_bytes for split in splits)
-    assert all(
-        split.end == min(split.start + plan.split_bytes, split.file.size) for split in splits
-    )
+    for split in splits:
+        # A compressed file's text is several times as long, and a split is to hold as much text.
+        step = max(1, plan.split_bytes // 8) if split.file.compressed else plan.split_bytes
+        assert split.start == split.ordinal * step
+        assert split.end == min(split.start + step, split.file.size)
     assert all(split.start < split.end for split in splits)
 
 
@@ -135,7 +136,7 @@ def test_each_lane_reads_files_in_the_plans_order_and_their_pieces_in_order(plan
 
 
 def test_plain_files_fill_the_lanes_that_a_compressed_one_has_left_free() -> None:
-    packed = InputFile("/in/a.gz", 20, compressed=True, first_event_ms=0)
+    packed = InputFile("/in/a.gz", 2, compressed=True, first_event_ms=0)
     plain = InputFile("/in/b", 40, compressed=False, first_event_ms=1)
     lanes = dealt(ReadPlan((packed, plain), 10, 3))
     assert sorted(len(lane) for lane in lanes) == [2, 2, 2]

@@ -1,0 +1,109 @@
+"""What comes of a source's element, gathered over its batches: few large rows for the JVM.
+
+Python looks at records in batches that fit its cache; the JVM is best served with more at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from pyflink.common import Row
+from pyflink.datastream import OutputTag
+
+from operators.batches import (
+    DEAD_LETTERS,
+    LINES,
+    QUARANTINE,
+    Progress,
+    pack_progress,
+    table_of,
+    to_bytes,
+)
+from operators.bridge import BYTES
+from operators.events import Events, EventType, Ints, partials_of
+from operators.origin import Origin
+from operators.rules.failure import category_of, queue_of
+from operators.rules.times import iso_utc_ms
+from operators.rules.verdict import Rejection
+
+DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
+QUARANTINE_TAG: Final = OutputTag("quarantine", BYTES)
+COUNTS_TAG: Final = OutputTag("counts", BYTES)
+
+
+class Accepted:
+    """The good events of some batches, as one row of `bridge.ACCEPTED`."""
+
+    def __init__(self, event_type: EventType, window_ms: int) -> None:
+        """Nothing yet."""
+        self._event_type = event_type
+        self._window_ms = window_ms
+        self._progress: list[Progress] = []
+        self._lines: list[bytes] = []
+        self._times: list[Ints] = []
+        self._columns: list[pa.RecordBatch] = []
+        self.size = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no partition has come further, so that there is nothing to tell."""
+        return not self._progress
+
+    def add(self, origin: Origin, rows: Ints, events: Events) -> None:
+        """Take in a batch: its accepted rows and what they hold."""
+        times = self._event_type.event_ms(events)
+        lines = self._event_type.encoded(events, *origin.coordinates(rows))
+        self._progress += origin.progress(rows, times)
+        self._times.append(times)
+        self._lines.append(lines)
+        self._columns.append(self._event_type.window_columns(events, self._window_ms))
+        self.size += len(lines)
+
+    def row(self) -> Row:
+        """All of it."""
+        partials = partials_of(self._columns, self._event_type.contract)
+        return Row(
+            progress=pack_progress(self._progress),
+            lines=b"".join(self._lines),
+            times=np.concatenate(self._times).astype(">i8").tobytes(),
+            partials=to_bytes(partials),
+        )
+
+
+class Rejected:
+    """What was turned away, and the counts, as batches for the side outputs."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._dead: list[list[Any]] = [[], [], [], []]
+        self._quarantined: list[list[Any]] = [[], []]
+        self._counts: list[bytes] = []
+        self.size = 0
+
+    def add(self, envelope: bytes, why: Rejection, now_ms: int) -> None:
+        """Take in a record's envelope; it goes to the folder that its reason names."""
+        line = envelope + b"\n"
+        self.size += len(line)
+        if why.kind == "quarantine":
+            columns, values = self._quarantined, [line, why.error_type]
+        else:
+            queue = queue_of(category_of(why.error_type))
+            columns, values = self._dead, [line, queue, iso_utc_ms(now_ms)[:10], why.error_type]
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+
+    def count(self, lines: list[bytes]) -> None:
+        """Take in a batch's counts."""
+        self._counts += lines
+
+    def batches(self) -> Iterator[tuple[OutputTag, bytes]]:
+        """All of it."""
+        if self._dead[0]:
+            yield DEAD_LETTER_TAG, to_bytes(table_of(DEAD_LETTERS, self._dead))
+        if self._quarantined[0]:
+            yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, self._quarantined))
+        if self._counts:
+            yield COUNTS_TAG, to_bytes(table_of(LINES, [self._counts]))

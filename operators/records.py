@@ -1,0 +1,100 @@
+"""Records as they came: what a source hands to intake, whatever kind of source it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from operators.batches import SplitMark, from_bytes
+from operators.origin import Origin
+from operators.rules.splits import Lines
+
+
+class Oddity(NamedTuple):
+    """What the source has already found about a record.
+
+    Attributes:
+        payload_bytes: full length, where the source has cut the payload.
+        checksum: md5 of all of it, hex, where the source has cut it.
+        fault: why the source could not read the record.
+    """
+
+    payload_bytes: int | None = None
+    checksum: str | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Records:
+    """A batch of records.
+
+    Attributes:
+        origin: where they come from.
+        payloads: by row; a tombstone is empty.
+        odd: rows that the source has something to say about.
+        batch: the rows of `RECORDS` that they are, if they came so: it has their keys and times.
+    """
+
+    origin: Origin
+    payloads: list[bytes]
+    odd: Mapping[int, Oddity] = field(default_factory=dict)
+    batch: pa.RecordBatch | None = None
+
+    @classmethod
+    def of_batch(cls, batch: pa.RecordBatch) -> Records:
+        """Rows of `RECORDS`."""
+        odd: dict[int, Oddity] = {}
+        names = ("payload_bytes", "checksum", "fault")
+        columns = [batch.column(name) for name in names]
+        if any(column.null_count < len(column) for column in columns):
+            rows = zip(*(column.to_pylist() for column in columns), strict=True)
+            odd = {i: Oddity(*row) for i, row in enumerate(rows) if any(v is not None for v in row)}
+        payloads = batch.column("payload").fill_null(b"").to_pylist()
+        return cls(Origin.of_batch(batch), payloads, odd, batch)
+
+    @classmethod
+    def of_lines(cls, lines: Lines, mark: SplitMark) -> Records:
+        """Lines of a file."""
+        odd = {i: Oddity(line.size, line.checksum) for i, line in lines.oversized.items()}
+        return cls(Origin.of_split(mark, lines.offsets), lines.payloads, odd)
+
+    @classmethod
+    def unreadable(cls, offset: int, payload: bytes, fault: str, mark: SplitMark) -> Records:
+        """One record that stands for what could not be read of a file from here on."""
+        return cls(Origin.of_split(mark, [offset]), [payload], {0: Oddity(fault=fault)})
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.payloads)
+
+    def key(self, row: int) -> bytes | None:
+        """The key of a record, if its source has keys."""
+        return None if self.batch is None else self.batch.column("key")[row].as_py()
+
+    def timestamp_ms(self, row: int) -> int | None:
+        """The time that the source gave a record, if any."""
+        return None if self.batch is None else self.batch.column("source_timestamp")[row].as_py()
+
+
+class Reader(Protocol):
+    """Turns an element of a source's stream into records, in the worker that intake runs in."""
+
+    def open(self) -> None:
+        """Get ready, once a worker."""
+
+    def read(self, element: Any) -> Iterable[Records]:
+        """The element's records."""
+
+
+class BatchReader:
+    """Elements that are batches of `RECORDS` already, as bytes."""
+
+    def open(self) -> None:
+        """Nothing to get ready."""
+
+    def read(self, element: bytes) -> Iterable[Records]:
+        """The batch."""
+        yield Records.of_batch(from_bytes(element))

@@ -1,0 +1,55 @@
+"""Records as every source hands them over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from operators.batches import RECORDS, SplitMark, to_bytes
+from operators.records import BatchReader, Oddity, Records
+from operators.rules.splits import Lines, Oversized
+
+MARK = SplitMark("/in/a", 3, last=False)
+
+
+def test_lines_become_records_of_their_file() -> None:
+    records = Records.of_lines(Lines([0, 5], [b"abcd", b""]), MARK)
+    assert records.origin.mark == MARK
+    assert records.payloads == [b"abcd", b""]
+    assert records.origin.offsets == [0, 5]
+    assert [records.origin.partition_of(row) for row in (0, 1)] == [("/in/a", 0)] * 2
+    assert records.odd == {}
+    assert (records.key(0), records.timestamp_ms(0)) == (None, None)
+
+
+def test_an_oversized_line_keeps_its_full_length_and_checksum() -> None:
+    lines = Lines([0, 3, 900], [b"a", b"bcd", b"e"], {1: Oversized(890, "c" * 32)})
+    assert Records.of_lines(lines, MARK).odd == {1: Oddity(890, "c" * 32)}
+
+
+def test_what_cannot_be_read_is_one_record_with_its_reason_and_place() -> None:
+    records = Records.unreadable(7, b"half", "cut", MARK)
+    assert (records.origin.offsets, records.payloads) == ([7], [b"half"])
+    assert records.odd == {0: Oddity(fault="cut")}
+
+
+@pytest.mark.parametrize("mark", [None, MARK])
+def test_a_batch_of_rows_becomes_the_records_that_it_holds(mark: SplitMark | None) -> None:
+    place = {"source_topic": "/in/a", "source_partition": 0}
+    rows: list[dict[str, Any]] = [
+        {**place, "source_offset": 4, "payload": b"x", "key": b"k", "source_timestamp": 9},
+        {**place, "source_offset": 5, "payload": None},
+        {**place, "source_offset": 6, "payload": b"y", "payload_bytes": 8, "checksum": "s"},
+        {**place, "source_offset": 8, "payload": b"", "fault": "torn"},
+    ]
+    schema = RECORDS.with_metadata(mark.metadata()) if mark else RECORDS
+    (records,) = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, schema)))
+    assert records.origin.mark == mark
+    assert records.origin.partitions == [("/in/a", 0)]
+    assert records.origin.offsets == [4, 5, 6, 8]
+    assert records.payloads == [b"x", b"", b"y", b""]
+    assert records.odd == {2: Oddity(8, "s"), 3: Oddity(fault="torn")}
+    assert [records.key(row) for row in (0, 1)] == [b"k", None]
+    assert [records.timestamp_ms(row) for row in (0, 1)] == [9, None]
