@@ -47,6 +47,8 @@ from sql import statement
 
 DEAD_LETTER_FOLDERS: Final = ("queue", "date", "error_type")
 QUARANTINE_FOLDERS: Final = ("reason",)
+#: Flink writes a record of 5 MB or more to disk first when it goes from one task to another.
+ROW_BYTES: Final = 3_500_000
 WINDOW_LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.STRING())])
 
 
@@ -220,7 +222,7 @@ def intake_rules(settings: Settings) -> IntakeRules:
         max_future_skew_ms=settings.source.max_future_skew_ms,
         window_ms=settings.windows.size_ms,
         payload_limit_bytes=settings.source.payload_limit_bytes,
-        output_bytes=settings.source.split_bytes,
+        output_bytes=ROW_BYTES,
         code_version=version("breakwater"),
     )
 

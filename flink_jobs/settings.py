@@ -104,7 +104,7 @@ class SourceSettings(_Table):
 
     kind: Literal["files"] = Field(default="files", description="where records come from")
     split_bytes: Whole = Field(
-        default=4_000_000,
+        default=3_000_000,
         ge=64,
         le=1_073_741_824,
         description="a reader takes this much of a file at a time",

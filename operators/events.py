@@ -223,14 +223,14 @@ def canonical_times(texts: Sequence[str | None]) -> tuple[Ints, list[int]]:
         Milliseconds by row, and the rows of those that are null, written in another way or no
         times at all: their milliseconds are 0.
     """
-    odd = [i for i, text in enumerate(texts) if text is None or len(text) != _TIME_CHARS]
-    if odd:
-        texts = list(texts)
-        for row in odd:
-            texts[row] = _A_TIME
+    kept = ["" if text is None else text for text in texts] if None in texts else list(texts)
+    sizes = np.fromiter(map(len, kept), np.int64, len(kept))
+    odd = _where(sizes != _TIME_CHARS)
+    for row in odd:
+        kept[row] = _A_TIME
     # What is not ASCII becomes a question mark, which no time has.
-    written = np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)  # type: ignore[arg-type]
-    table = written.reshape(len(texts), _TIME_CHARS)
+    written = np.frombuffer("".join(kept).encode("ascii", "replace"), np.uint8)
+    table = written.reshape(len(kept), _TIME_CHARS)
     fit = (table >= _LEAST) & (table <= _GREATEST)
     if not fit.all():
         fits = fit.all(axis=1)

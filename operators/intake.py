@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -89,6 +90,8 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         self._reader.open()
         self._judge = self._rules.judge()
         self._events = EventType(self._rules.contract)
+        # What has been loaded by now stays: the garbage collector need not go through it again.
+        gc.freeze()
 
     def process_element(self, element: Any, ctx: ProcessFunction.Context) -> Iterable[Any]:
         """Judge an element's records, and hand on together what comes of them."""

@@ -33,7 +33,7 @@ import org.apache.flink.util.OutputTag;
 abstract class Flushing extends AbstractStreamOperator
         implements OneInputStreamOperator, ProcessingTimeService.ProcessingTimeCallback {
   private final int maxRecords;
-  private final long maxBytes;
+  final long maxBytes;
   private final long maxAgeMs;
   private transient int records;
   private transient long bytes;

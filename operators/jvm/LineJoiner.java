@@ -51,20 +51,23 @@ public class LineJoiner extends Flushing {
   }
 
   private void addBlock(byte[] lines) throws Exception {
-    if (lines.length > 0) {
-      block(null).write(lines, 0, lines.length);
+    if (lines.length >= maxBytes) {
+      flush();
+      output.collect(new StreamRecord(block(lines, java.util.Collections.EMPTY_LIST)));
+    } else if (lines.length > 0) {
+      open(null).write(lines, 0, lines.length);
       added((long) lines.length);
     }
   }
 
   private void add(RowData row) throws Exception {
     byte[] line = text ? row.getString(0).toBytes() : row.getBinary(0);
-    java.io.ByteArrayOutputStream block = block(row);
+    java.io.ByteArrayOutputStream block = open(row);
     block.write(line, 0, line.length);
     added((long) line.length);
   }
 
-  private java.io.ByteArrayOutputStream block(RowData row) {
+  private java.io.ByteArrayOutputStream open(RowData row) {
     Object key = partition(row);
     java.io.ByteArrayOutputStream block = (java.io.ByteArrayOutputStream) blocks.get(key);
     if (block == null) {
@@ -90,15 +93,19 @@ public class LineJoiner extends Flushing {
     while (entries.hasNext()) {
       Map.Entry entry = (Map.Entry) entries.next();
       java.util.List key = (java.util.List) entry.getKey();
-      byte[] block = ((java.io.ByteArrayOutputStream) entry.getValue()).toByteArray();
-      Object[] fields = new Object[1 + partitionFields];
-      fields[0] = java.util.Arrays.copyOf(block, block.length - 1);
-      for (int i = 0; i < partitionFields; i++) {
-        fields[i + 1] = BinaryStringData.fromString((String) key.get(i));
-      }
-      output.collect(new StreamRecord(GenericRowData.of(fields)));
+      byte[] lines = ((java.io.ByteArrayOutputStream) entry.getValue()).toByteArray();
+      output.collect(new StreamRecord(block(lines, key)));
     }
     blocks.clear();
+  }
+
+  private GenericRowData block(byte[] lines, java.util.List key) {
+    Object[] fields = new Object[1 + partitionFields];
+    fields[0] = java.util.Arrays.copyOf(lines, lines.length - 1);
+    for (int i = 0; i < partitionFields; i++) {
+      fields[i + 1] = BinaryStringData.fromString((String) key.get(i));
+    }
+    return GenericRowData.of(fields);
   }
 
   /* A file sink has no use for event time: a mark is no reason to write small blocks. */
