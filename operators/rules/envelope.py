@@ -11,7 +11,6 @@ import base64
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -97,8 +96,7 @@ class DeadLetter(msgspec.Struct, kw_only=True, frozen=True):
     message_truncated: bool
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Where a record came from.
 
     Attributes:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
@@ -68,8 +67,7 @@ _decode_float = msgspec.json.Decoder(float).decode
 Fields = dict[str, msgspec.Raw]
 
 
-@dataclass(frozen=True)
-class Violation:
+class Violation(msgspec.Struct, frozen=True):
     """One thing that is wrong with a record.
 
     Attributes:
@@ -85,8 +83,7 @@ class Violation:
     message: str
 
 
-@dataclass(frozen=True)
-class Rejection:
+class Rejection(msgspec.Struct, frozen=True):
     """Why a record is not an event.
 
     Attributes:
@@ -231,10 +228,12 @@ class Judge:
 
     def _violations(self, fields: Fields, latest_ms: int) -> list[Violation]:
         """Check each field of the contract by itself."""
-        checked = (
-            check.violation(fields.get(check.column.name), latest_ms) for check in self._checks
-        )
-        return [violation for violation in checked if violation]
+        found = []
+        for check in self._checks:
+            violation = check.violation(fields.get(check.name), latest_ms)
+            if violation is not None:
+                found.append(violation)
+        return found
 
     def _not_an_object(self, payload: bytes, error: Exception) -> Rejection:
         """JSON that is a list, a text or a number; or looks like one, and is cut."""
@@ -266,7 +265,7 @@ class Judge:
     def _reject(self, found: Iterable[Violation]) -> Rejection:
         """Put violations in order, and let the first that decides decide."""
         violations = tuple(sorted(found, key=lambda v: self._rank[v.error_type]))
-        message = bounded_text("; ".join(v.message for v in violations), MAX_MESSAGE_CHARS)
+        message = bounded_text("; ".join([v.message for v in violations]), MAX_MESSAGE_CHARS)
         poisoned = [v for v in violations if v.error_type in self.poison.violations]
         if poisoned:
             return Rejection("quarantine", poisoned[0].error_type, message, violations)
@@ -278,6 +277,7 @@ class _FieldCheck:
 
     def __init__(self, column: Column, is_event_time: bool) -> None:
         self.column = column
+        self.name = column.name
         self.is_bounded = column.kind in ("int", "float", "datetime")
         self._is_event_time = is_event_time
         self._decode = msgspec.json.Decoder(column.full_type).decode
@@ -397,4 +397,4 @@ def _with_stand_ins(payload: bytes) -> bytes:
 def _show_literal(violation: Violation) -> Violation:
     """The violation with the literal that the record had, not its stand-in."""
     value = violation.value.replace(_NAN.decode(), "NaN")
-    return replace(violation, value=value.replace(_INFINITY.decode(), "Infinity"))
+    return msgspec.structs.replace(violation, value=value.replace(_INFINITY.decode(), "Infinity"))
