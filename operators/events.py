@@ -223,7 +223,7 @@ def canonical_times(texts: Sequence[str | None]) -> tuple[Ints, list[int]]:
         Milliseconds by row, and the rows of those that are null, written in another way or no
         times at all: their milliseconds are 0.
     """
-    kept = ["" if text is None else text for text in texts] if None in texts else list(texts)
+    kept = [text or "" for text in texts]
     sizes = np.fromiter(map(len, kept), np.int64, len(kept))
     odd = _where(sizes != _TIME_CHARS)
     for row in odd:
