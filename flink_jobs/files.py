@@ -10,7 +10,13 @@ import msgspec
 
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.settings import Settings
-from operators.file_source import LineLimits, SourceFileError, find_files, list_file
+from operators.file_source import (
+    LineLimits,
+    SourceFileError,
+    find_files,
+    list_file,
+    open_listed,
+)
 from operators.rules.splits import ReadPlan, reading_order
 from operators.rules.times import epoch_ms
 from operators.rules.verdict import Judge, Rejection
@@ -34,6 +40,20 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
             f"input {error.filename} cannot be read: {error.strerror}", WRONG_CALL
         ) from error
     return ReadPlan(reading_order(listed), settings.source.split_bytes, settings.parallelism)
+
+
+def refuse_changed_files(plan: ReadPlan) -> None:
+    """Look whether the files are still there, as long as they were.
+
+    Raises:
+        UserError: one has vanished or shrunk; says which and what to do.
+    """
+    try:
+        for file in plan.files:
+            if file.size:  # nothing is read of an empty one
+                open_listed(file).close()
+    except SourceFileError as error:
+        raise UserError(str(error)) from error
 
 
 def line_limits(settings: Settings) -> LineLimits:

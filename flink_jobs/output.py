@@ -33,7 +33,7 @@ class RunMark(msgspec.Struct, frozen=True):
     """Which processes and temporary folder a run has, for the one that comes after a crash."""
 
     driver_pid: int
-    jvm_pid: int
+    jvm_pid: int | None
     tmp: str
 
 
@@ -46,6 +46,7 @@ class OutputFolder:
         self.state = self.root / ".breakwater"
         self.plan = self.state / "plan.json"
         self.settings = self.state / "settings.json"
+        self.progress = self.state / "progress.json"
         self.checkpoints = self.state / "checkpoints"
         self.log = self.state / "log"
         self.ledger_json = self.root / "ledger.json"
@@ -108,8 +109,8 @@ class OutputFolder:
                 WRONG_CALL,
             )
 
-    def mark_run(self, jvm_pid: int, tmp: Path) -> None:
-        """Say which processes and temporary folder this run has."""
+    def mark_run(self, jvm_pid: int | None, tmp: Path) -> None:
+        """Say which processes and temporary folder this run has; no JVM before it has started."""
         mark = RunMark(os.getpid(), jvm_pid, str(tmp))
         self._run_mark.write_bytes(msgspec.json.encode(mark))
 
@@ -120,7 +121,7 @@ class OutputFolder:
         except (OSError, msgspec.MsgspecError):
             return
         deadline = time.monotonic() + _FORMER_RUN_ENDS_WITHIN_S
-        while is_our_jvm(former.jvm_pid):
+        while former.jvm_pid is not None and is_our_jvm(former.jvm_pid):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the Java process {former.jvm_pid} of a former run is still writing to "
@@ -171,6 +172,7 @@ class OutputFolder:
                 left_over.unlink()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         shutil.rmtree(self.log, ignore_errors=True)
+        self.progress.unlink(missing_ok=True)
         self._run_mark.unlink(missing_ok=True)
 
 

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: a run stops in order, within a bounded time."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+STOPS_WITHIN_S: Final = 90
+
+
+class Interrupt:
+    """Whether the run is to stop; looked at wherever that is safe.
+
+    An exception at any moment would cut a call to Java in two, so the first signal only leaves
+    word. A second one does raise, and so does the end of the time for stopping.
+    """
+
+    def __init__(self) -> None:
+        """No signal has come."""
+        self.requested = False
+
+    def request(self, *_: object) -> None:
+        """Take a signal.
+
+        Raises:
+            KeyboardInterrupt: it is not the first.
+        """
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        signal.setitimer(signal.ITIMER_REAL, STOPS_WITHIN_S)
+
+    def give_up(self, *_: object) -> None:
+        """The time is over.
+
+        Raises:
+            KeyboardInterrupt: always.
+        """
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Take the signals over for a while."""
+    interrupt = Interrupt()
+    handlers = {
+        signal.SIGINT: interrupt.request,
+        signal.SIGTERM: interrupt.request,
+        signal.SIGALRM: interrupt.give_up,
+    }
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield interrupt
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in former.items():
+            signal.signal(number, handler)
