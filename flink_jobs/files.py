@@ -30,7 +30,7 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
     """
     limits = line_limits(settings)
     try:
-        found = find_files(inputs, exclude=output)
+        found = find_input(inputs, output)
         event_ms = _event_ms(settings)
         listed = [list_file(path, limits, event_ms) for path in found]
     except SourceFileError as error:
@@ -82,6 +82,21 @@ def _event_ms(settings: Settings) -> Callable[[bytes], int | None]:
         return None if isinstance(verdict, Rejection) else epoch_ms(getattr(verdict, attribute))
 
     return event_ms
+
+
+def find_input(inputs: Sequence[Path], output: Path) -> list[Path]:
+    """The files to read.
+
+    Raises:
+        SourceFileError: a path does not exist, all lie in the output folder, or there is no file.
+    """
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise SourceFileError(
+                f"input {path} lies in the output folder {output}, which is never read: "
+                "choose another --output"
+            )
+    return find_files(inputs, exclude=output)
 
 
 def save_plan(plan: ReadPlan, path: Path) -> None:

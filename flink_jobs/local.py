@@ -28,6 +28,7 @@ from flink_jobs.output import Mode, OutputFolder, wait_a_moment
 from flink_jobs.progress import Progress
 from flink_jobs.recount import recount, streamed, unread
 from flink_jobs.report import Report
+from flink_jobs.reserved import refuse_own_options
 from flink_jobs.settings import Settings
 from operators.rules.splits import ReadPlan
 from operators.sinks import flink_path
@@ -37,17 +38,6 @@ if TYPE_CHECKING:
 
 _CANCEL_WITHIN_S: Final = 60
 _FIXED: Final = ("source", "contract", "windows", "poison")
-_OWN_OPTIONS: Final = (
-    "execution.checkpointing.dir",
-    "execution.checkpointing.mode",
-    "execution.checkpointing.externalized-checkpoint-retention",
-    "execution.runtime-mode",
-    "io.tmp.dirs",
-    "parallelism.default",
-    "pipeline.auto-generate-uids",
-    "python.execution-mode",
-    "table.local-time-zone",
-)
 
 
 def run_local(
@@ -70,7 +60,7 @@ def run_local(
     """
     folder = OutputFolder(output)
     # Before anything is written: a wrong call must not leave a folder behind.
-    _refuse_own_options(settings)
+    refuse_own_options(settings)
     java = find_java(os.environ)
     plan = plan_files(settings, inputs, output)
     with one_line(f"the run in {folder.root} failed"), folder.claim(mode):
@@ -118,15 +108,6 @@ def _all_committed(folder: OutputFolder, plan: ReadPlan) -> bool:
             "start over with --overwrite"
         )
     return True
-
-
-def _refuse_own_options(settings: Settings) -> None:
-    """A local run keeps its promises only with its own choice of these."""
-    for name in settings.flink:
-        if name in _OWN_OPTIONS or name.startswith("execution.state-recovery."):
-            raise UserError(
-                f"[flink] {name}: a run on this machine sets this itself; remove it", WRONG_CALL
-            )
 
 
 def _plan_to_resume(

@@ -15,7 +15,8 @@ import pytest
 
 from flink_jobs import cli
 from flink_jobs.check import Check
-from flink_jobs.cli import main, parse_start, repeat_option
+from flink_jobs.cli import main, parse_start
+from flink_jobs.commands import repeat_option
 from flink_jobs.errors import UserError
 
 BREAKWATER = [sys.executable, "-m", "flink_jobs.cli"]
@@ -79,6 +80,14 @@ def test_help_names_the_commands_with_one_sentence_each(call):
         assert f" {command} " in outcome.out
 
 
+@pytest.mark.parametrize("command", [[], ["generate"], ["run"], ["check"]])
+def test_help_has_a_short_name_and_shows_switches_without_a_value(call, command):
+    outcome = call(*command, "-h")
+    assert outcome.code == 0
+    assert outcome.out == call(*command, "--help").out
+    assert "<bool>" not in outcome.out
+
+
 @pytest.mark.parametrize("command", ["generate", "run", "check"])
 def test_each_command_shows_examples_that_are_real_calls(call, command):
     outcome = call(command, "--help")
@@ -110,9 +119,10 @@ def test_the_version_names_what_matters(call):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["fly"], "No such command 'fly'"),
+        (["fly"], "No such command 'fly'. (see breakwater --help)"),
         (["run"], "Missing option '--input'"),
-        (["run", "--input"], "--input: needs at least one path"),
+        (["run", "--input"], "--input: needs at least one path. (see breakwater run --help)"),
+        (["run", "--input", "x", "--output"], "requires an argument. (see breakwater run --help)"),
         (["run", "--input", "--output", "d"], "--input: needs at least one path"),
         (["run", "--input", "x"], "Missing option '--output'"),
         (["run", "--inptu", "x"], "No such option: --inptu"),
