@@ -26,7 +26,7 @@ from flink_jobs.java import Java, find_java
 from flink_jobs.jvm import flink_process
 from flink_jobs.output import Mode, OutputFolder, wait_a_moment
 from flink_jobs.progress import Progress
-from flink_jobs.recount import recount, streamed, unread
+from flink_jobs.recount import coverage, recount, streamed
 from flink_jobs.report import Report
 from flink_jobs.reserved import refuse_own_options
 from flink_jobs.settings import Settings
@@ -80,7 +80,7 @@ def run_local(
         report = Report.of(
             counts,
             recount(folder),
-            unread(folder, plan),
+            coverage(folder, plan).problems(),
             0 if committed else counts.received - progress.before.records,
             time.monotonic() - began,
         )
@@ -101,11 +101,11 @@ def _all_committed(folder: OutputFolder, plan: ReadPlan) -> bool:
     """
     if folder.newest_checkpoint() is not None or not folder.has_parts():
         return False
-    missing = unread(folder, plan)
-    if missing:
+    read = coverage(folder, plan)
+    if read.missing:
         raise UserError(
-            f"the run in {folder.root} cannot go on, its checkpoints are gone ({missing[0]}): "
-            "start over with --overwrite"
+            f"the run in {folder.root} cannot go on, its checkpoints are gone "
+            f"({read.problems()[0]}): start over with --overwrite"
         )
     return True
 

@@ -16,7 +16,6 @@ import pytest
 from flink_jobs import cli
 from flink_jobs.check import Check
 from flink_jobs.cli import main, parse_start
-from flink_jobs.commands import repeat_option
 from flink_jobs.errors import UserError
 
 BREAKWATER = [sys.executable, "-m", "flink_jobs.cli"]
@@ -270,28 +269,6 @@ def test_a_start_that_is_no_time_is_refused(text):
 
 
 # --- run -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "spread"),
-    [
-        (["--input", "a"], ["--input", "a"]),
-        (["--input", "a", "b", "--x"], ["--input", "a", "--input", "b", "--x"]),
-        (["--input=a", "b"], ["--input=a", "--input", "b"]),
-        (
-            ["--input", "a", "--input", "b", "c"],
-            [*["--input", "a"], "--input", "b", "--input", "c"],
-        ),
-        (["--output", "d", "--input", "a"], ["--output", "d", "--input", "a"]),
-        (["--inputs", "a", "b"], ["--inputs", "a", "b"]),
-        (["--input", "a", "--", "b"], ["--input", "a", "--", "b"]),
-        (["--", "--input", "a", "b"], ["--", "--input", "a", "b"]),
-        (["--json", "a"], ["--json", "a"]),
-        ([], []),
-    ],
-)
-def test_all_paths_up_to_the_next_option_belong_to_input(args, spread):
-    assert repeat_option(args, "--input") == spread
 
 
 @pytest.mark.parametrize(
