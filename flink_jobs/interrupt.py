@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,36 +15,43 @@ class Interrupt:
     """Whether the run is to stop; looked at wherever that is safe.
 
     An exception at any moment would cut a call to Java in two, so the first signal only leaves
-    word. A second one does raise, and so does the end of the time for stopping.
+    word. A second one does raise, and so does the end of the time for stopping. That happens once:
+    clearing up after it is short, and not to be interrupted by an impatient hand.
     """
 
     def __init__(self) -> None:
         """No signal has come."""
         self.requested = False
+        self.forced = False
 
     def request(self, *_: object) -> None:
         """Take a signal.
 
         Raises:
-            KeyboardInterrupt: it is not the first.
+            KeyboardInterrupt: it is the second.
         """
         if self.requested:
-            raise KeyboardInterrupt
+            self.give_up()
+            return
         self.requested = True
         signal.setitimer(signal.ITIMER_REAL, STOPS_WITHIN_S)
 
     def give_up(self, *_: object) -> None:
-        """The time is over.
+        """Stop at once.
 
         Raises:
-            KeyboardInterrupt: always.
+            KeyboardInterrupt: unless it has been raised before.
         """
-        raise KeyboardInterrupt
+        if not self.forced:
+            self.forced = True
+            # What was cut off would say so at length, and all that is the wish of who stops it.
+            logging.disable()
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Take the signals over for a while."""
+    """Take the signals over for a while. After a stop at once they stay ignored: it is the end."""
     interrupt = Interrupt()
     handlers = {
         signal.SIGINT: interrupt.request,
@@ -56,4 +64,4 @@ def interruptible() -> Iterator[Interrupt]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if interrupt.forced else handler)

@@ -79,8 +79,6 @@ def environment(
 
 def _end(gateway: JavaGateway, pid: int) -> None:
     """End the Java process, which ends its workers, and wait until it is gone."""
-    with suppress(Py4JError):  # the JVM may have gone before
-        gateway.shutdown()
     deadline = time.monotonic() + _ENDS_WITHIN_S
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGTERM)
@@ -88,3 +86,7 @@ def _end(gateway: JavaGateway, pid: int) -> None:
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
             wait_a_moment()
+    # No farewell to it before: a Java process that hangs would not answer, and there is no limit
+    # to that wait.
+    with suppress(Py4JError, OSError):
+        gateway.close(keep_callback_server=False, close_callback_server_connections=True)
