@@ -35,7 +35,9 @@ def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
         A folder for temporary files; it is gone afterwards, and after a crash with the next run.
     """
     tmp = Path(tempfile.mkdtemp(prefix=TMP_PREFIX))
+    outside = tempfile.tempdir
     try:
+        tempfile.tempdir = str(tmp)  # for what PyFlink puts there in this process
         # Before Java starts: whenever this process is killed, the next one finds the folder.
         folder.mark_run(None, tmp)
         for name, value in environment(folder, tmp, java, os.environ).items():
@@ -55,6 +57,7 @@ def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
         finally:
             _end(gateway, pid)
     finally:
+        tempfile.tempdir = outside
         shutil.rmtree(tmp, ignore_errors=True)
 
 

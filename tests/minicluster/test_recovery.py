@@ -201,13 +201,21 @@ def has_java(run: subprocess.Popen[str], output: Path) -> bool | None:
 def test_ctrl_c_while_flink_is_starting_stops_in_order_too(
     tmp_path: Path, slow: Path, temporary: Path
 ) -> None:
-    """Once while Java starts, once while the job does; then the run is done as if nothing was."""
+    """Once while Java starts, once while the job does; then the run is done as if nothing was.
+
+    Before all that, a driver is killed while Java starts: nothing of it stays either.
+    """
     source = events(tmp_path / "events.jsonl", 2_000, disorder_s=19)
     output = tmp_path / "out"
     env = {"TMPDIR": str(temporary)}
     call = ["run", "--input", source, "--output", output, "--config", slow]
-    for more, java in (([], False), (["--resume"], True)):
-        with started(*call, *more, env=env) as process:
+    with started(*call, env=env) as killed:
+        wait_until("Java is starting", lambda: has_java(killed, output) is False)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(timeout=30)
+    assert list(temporary.iterdir())
+    for java in (False, True):
+        with started(*call, "--resume", env=env) as process:
             wait_until("it is that far", lambda: has_java(process, output) is java)  # noqa: B023
             left = descendants(process.pid)
             ctrl_c(process)
