@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from flink_jobs.errors import UserError
 from flink_jobs.java import JavaError, find_java
+from flink_jobs.paths import refuse_odd_paths
 
 if TYPE_CHECKING:  # the settings import our packages, of which we check that they are ours
     from flink_jobs.settings import Settings
@@ -56,6 +57,7 @@ def run_checks(
         packages_check(),
         own_packages_check(),
         java_check(os.environ if environ is None else environ),
+        paths_check(),
         settings_check(settings),
     ]
     size = None
@@ -136,6 +138,15 @@ def java_check(environ: Mapping[str, str]) -> Check:
         return Check("java", False, *_detail_and_advice(error))
     passed_over = f" (passed over: {java.note})" if java.note else ""
     return Check("java", True, f"{java.version} from {java.origin}, {java.home}{passed_over}")
+
+
+def paths_check() -> Check:
+    """Where Python is and where temporary files go."""
+    try:
+        refuse_odd_paths()
+    except UserError as error:
+        return Check("paths", False, *_detail_and_advice(error))
+    return Check("paths", True, f"temporary files in {tempfile.gettempdir()}")
 
 
 def settings_check(settings: Settings | UserError) -> Check:

@@ -68,9 +68,7 @@ def environment(
     python_path = [str(PROJECT), *(p for p in sys.path if p), environ.get("PYTHONPATH", "")]
     return {
         "JAVA_HOME": str(java.home),
-        "JVM_ARGS": f"{_JVM_ARGS} {environ.get('JVM_ARGS', '')}",
-        # PyFlink cuts JVM_ARGS at spaces, also within a path; Java itself minds the quotes.
-        "JDK_JAVA_OPTIONS": f'{environ.get("JDK_JAVA_OPTIONS", "")} "-Djava.io.tmpdir={tmp}"',
+        "JVM_ARGS": f"{_JVM_ARGS} {environ.get('JVM_ARGS', '')} -Djava.io.tmpdir={tmp}",
         "TMPDIR": str(tmp),
         "FLINK_LOG_DIR": str(folder.log),
         # Otherwise PyFlink runs the workers as threads of this process (trap T1).

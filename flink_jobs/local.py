@@ -25,6 +25,7 @@ from flink_jobs.interrupt import Interrupt, interruptible
 from flink_jobs.java import Java, find_java
 from flink_jobs.jvm import flink_process
 from flink_jobs.output import Mode, OutputFolder, wait_a_moment
+from flink_jobs.paths import refuse_odd_paths
 from flink_jobs.progress import Progress
 from flink_jobs.recount import coverage, recount, streamed
 from flink_jobs.report import Report
@@ -61,6 +62,7 @@ def run_local(
     folder = OutputFolder(output)
     # Before anything is written: a wrong call must not leave a folder behind.
     refuse_own_options(settings)
+    refuse_odd_paths()
     java = find_java(os.environ)
     plan = plan_files(settings, inputs, output)
     with one_line(f"the run in {folder.root} failed"), folder.claim(mode):
@@ -129,10 +131,10 @@ def _plan_to_resume(
     now = msgspec.json.decode(_fixed_settings(settings))
     for table, values in now.items():
         for key, value in values.items():
-            if before[table].get(key) != value:
+            if before.get(table, {}).get(key) != value:
                 raise UserError(
                     f"{table}.{key} is {value}, but the run in {folder.root} began with "
-                    f"{before[table].get(key)}: resume with the same, "
+                    f"{before.get(table, {}).get(key)}: resume with the same, "
                     "or start over with --overwrite",
                     WRONG_CALL,
                 )

@@ -40,6 +40,7 @@ def test_this_machine_is_ready(tmp_path):
         "packages",
         "our packages",
         "java",
+        "paths",
         "settings",
         "input",
         "output",
@@ -240,6 +241,14 @@ def test_what_an_overwriting_run_that_was_killed_has_left_can_be_overwritten(tmp
     result = check.output_check(tmp_path)
     assert result.ok
     assert result.detail == f"{tmp_path} holds what is left of a run: --overwrite it"
+
+
+def test_a_temporary_folder_that_pyflink_cannot_use_is_told(monkeypatch):
+    monkeypatch.setattr(check.tempfile, "tempdir", "/my files")
+    result = check.paths_check()
+    assert not result.ok
+    assert result.detail.startswith("temporary folder /my files: PyFlink cannot use")
+    assert result.advice == "set TMPDIR to another"
 
 
 def test_a_flink_option_that_a_run_chooses_itself_is_told():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -175,17 +177,26 @@ def test_a_run_whose_checkpoints_are_gone_is_not_resumed(source, output):
     assert "its checkpoints are gone (input: 1 of 2 pieces were not read" in refused.message
 
 
-def test_a_temporary_folder_with_a_space_is_one_word_for_java(tmp_path):
-    """PyFlink cuts JVM_ARGS at spaces."""
-    tmp = tmp_path / "a b"
-    found = environment(OutputFolder(tmp_path), tmp, Java(Path("/j"), 17, "PATH"), {})
-    assert found["JDK_JAVA_OPTIONS"].strip() == f'"-Djava.io.tmpdir={tmp}"'
-    assert str(tmp) not in found["JVM_ARGS"]
+@pytest.mark.parametrize("name", ["a b", "a*", "a?", "a[b]", "a\tb"])
+def test_a_path_that_pyflinks_start_script_would_cut_is_refused(
+    source, output, tmp_path, monkeypatch, name
+):
+    """It writes a log to wherever the pieces of the path point: over the user's own files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    refused = call(source, output)
+    assert refused is not None
+    assert refused.exit_code == 2
+    assert refused.message.endswith("set TMPDIR to another")
+    assert not output.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "ö%20#+"))
+    monkeypatch.setattr(sys, "executable", f"/{name}/bin/python")
+    refused = call(source, output)
+    assert refused is not None
+    assert refused.message.startswith(f"Python /{' '.join(name.split())}/bin/python: PyFlink")
 
 
-def test_the_users_own_java_options_come_last_and_win(tmp_path):
+def test_the_users_own_java_options_come_after_ours_and_win(tmp_path):
     java = Java(Path("/j"), 17, "PATH")
-    given = {"JVM_ARGS": "-Xmx3g", "JDK_JAVA_OPTIONS": "-Dmine=1"}
-    found = environment(OutputFolder(tmp_path), tmp_path, java, given)
-    assert found["JVM_ARGS"].endswith(" -Xmx3g")
-    assert found["JDK_JAVA_OPTIONS"].startswith("-Dmine=1 ")
+    found = environment(OutputFolder(tmp_path), tmp_path, java, {"JVM_ARGS": "-XX:+UseG1GC"})
+    assert found["JVM_ARGS"].index("UseSerialGC") < found["JVM_ARGS"].index("UseG1GC")
+    assert f"-Djava.io.tmpdir={tmp_path}" in found["JVM_ARGS"]
