@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from flink_jobs.errors import UserError
 from flink_jobs.java import JavaError, find_java
+from flink_jobs.paths import refuse_odd_paths
 
 if TYPE_CHECKING:  # the settings import our packages, of which we check that they are ours
     from flink_jobs.settings import Settings
@@ -56,6 +57,7 @@ def run_checks(
         packages_check(),
         own_packages_check(),
         java_check(os.environ if environ is None else environ),
+        paths_check(),
         settings_check(settings),
     ]
     size = None
@@ -138,10 +140,25 @@ def java_check(environ: Mapping[str, str]) -> Check:
     return Check("java", True, f"{java.version} from {java.origin}, {java.home}{passed_over}")
 
 
+def paths_check() -> Check:
+    """Where Python is and where temporary files go."""
+    try:
+        refuse_odd_paths()
+    except UserError as error:
+        return Check("paths", False, *_detail_and_advice(error))
+    return Check("paths", True, f"temporary files in {tempfile.gettempdir()}")
+
+
 def settings_check(settings: Settings | UserError) -> Check:
     """The settings, or why there are none."""
     if isinstance(settings, UserError):
         return Check("settings", False, *_detail_and_advice(settings))
+    from flink_jobs.reserved import refuse_own_options  # noqa: PLC0415, needs what settings need
+
+    try:
+        refuse_own_options(settings)
+    except UserError as error:
+        return Check("settings", False, *_detail_and_advice(error))
     return Check(
         "settings", True, f"contract {settings.contract.type}, parallelism {settings.parallelism}"
     )
@@ -167,10 +184,10 @@ def input_check(inputs: Sequence[Path], output: Path | None) -> tuple[Check, int
 
 
 def _input_files(inputs: Sequence[Path], output: Path | None) -> list[Path]:
-    from operators.file_source import find_files  # noqa: PLC0415, needs PyFlink: others do not
+    from flink_jobs.files import find_input  # noqa: PLC0415, needs PyFlink: others do not
 
     # A name that no input lies under, when there is no output to leave out.
-    return find_files(inputs, output or Path(os.devnull))
+    return find_input(inputs, output or Path(os.devnull))
 
 
 def _readable_size(path: Path) -> int:
@@ -192,15 +209,16 @@ def output_check(output: Path) -> Check:
         )
     if place != output:
         return Check("output", True, f"{output} will be created")
-    if not any(output.iterdir()):
-        return Check("output", True, f"{output} is empty")
     from flink_jobs.output import OutputFolder  # noqa: PLC0415, needs msgspec: others do not
 
-    if OutputFolder(output).plan.is_file():
-        return Check("output", True, f"{output} holds a run: --resume or --overwrite it")
-    return Check(
-        "output", False, f"{output} is not empty and holds no run", "choose another --output"
-    )
+    content = OutputFolder(output).content()
+    details = {
+        "nothing": f"{output} is empty",
+        "run": f"{output} holds a run: --resume or --overwrite it",
+        "remains": f"{output} holds what is left of a run: --overwrite it",
+        "strangers": f"{output} is not empty and holds no run",
+    }
+    return Check("output", content != "strangers", details[content], "choose another --output")
 
 
 def _existing(path: Path) -> Path:

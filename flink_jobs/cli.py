@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from flink_jobs import check as checks
 from flink_jobs import generate as demo
+from flink_jobs.commands import Command, Commands, ManyInputs
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ _CTRL_C = 130  # what typer makes of a KeyboardInterrupt
 
 app = typer.Typer(
     name="breakwater",
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="[bold]Start with[/bold]\n"
     "breakwater generate\n"
     "breakwater run --input demo/events.jsonl --output demo/out",
@@ -49,37 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-class ManyInputs(TyperCommand):
-    """A command whose --input takes all the paths that follow it."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Spread the paths before they are parsed: click's options take one value at a time."""
-        return super().parse_args(ctx, repeat_option(args, "--input"))
-
-
-def repeat_option(args: list[str], option: str) -> list[str]:
-    """Write `--input a b` as `--input a --input b`, up to the next option."""
-    spread: list[str] = []
-    within = False
-    for position, arg in enumerate(args):
-        if arg == "--":
-            return spread + args[position:]
-        if arg.startswith("-"):
-            within = arg.split("=")[0] == option
-            if arg == option:
-                _require_value(option, args[position + 1 :])
-                continue
-            spread.append(arg)
-        else:
-            spread += [option, arg] if within else [arg]
-    return spread
-
-
-def _require_value(option: str, following: list[str]) -> None:
-    if not following or following[0].startswith("-"):
-        raise typer.BadParameter("needs at least one path.", param_hint=option)
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -143,9 +114,7 @@ _INPUT = typer.Option(
     rich_help_panel=INPUT_OUTPUT,
 )
 Inputs = Annotated[list[Path], _INPUT]
-_OUTPUT = typer.Option(
-    metavar="DIR", help="Folder for all that comes out.", rich_help_panel=INPUT_OUTPUT
-)
+_OUTPUT = typer.Option(metavar="DIR", help="Folder for the output.", rich_help_panel=INPUT_OUTPUT)
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -177,7 +146,11 @@ def breakwater(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the versions and leave."
+            "--version",
+            metavar="",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the versions and leave.",
         ),
     ] = False,
 ) -> None:
@@ -188,10 +161,11 @@ def breakwater(
 
 
 @app.command(
+    cls=Command,
     epilog="[bold]Examples[/bold]\n"
     "breakwater generate\n"
     "breakwater generate --events 2_000_000 --bad-rate 0 --out big.jsonl.gz\n"
-    "breakwater generate --start 2026-01-01T00:33:20Z --out demo/next.jsonl"
+    "breakwater generate --start 2026-01-01T00:33:20Z --out demo/next.jsonl",
 )
 def generate(
     *,

@@ -10,7 +10,13 @@ import msgspec
 
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.settings import Settings
-from operators.file_source import LineLimits, SourceFileError, find_files, list_file
+from operators.file_source import (
+    LineLimits,
+    SourceFileError,
+    find_files,
+    list_file,
+    open_listed,
+)
 from operators.rules.splits import ReadPlan, reading_order
 from operators.rules.times import epoch_ms
 from operators.rules.verdict import Judge, Rejection
@@ -24,7 +30,7 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
     """
     limits = line_limits(settings)
     try:
-        found = find_files(inputs, exclude=output)
+        found = find_input(inputs, output)
         event_ms = _event_ms(settings)
         listed = [list_file(path, limits, event_ms) for path in found]
     except SourceFileError as error:
@@ -34,6 +40,20 @@ def plan_files(settings: Settings, inputs: Sequence[Path], output: Path) -> Read
             f"input {error.filename} cannot be read: {error.strerror}", WRONG_CALL
         ) from error
     return ReadPlan(reading_order(listed), settings.source.split_bytes, settings.parallelism)
+
+
+def refuse_changed_files(plan: ReadPlan) -> None:
+    """Look whether the files are still there, as long as they were.
+
+    Raises:
+        UserError: one has vanished or shrunk; says which and what to do.
+    """
+    try:
+        for file in plan.files:
+            if file.size:  # nothing is read of an empty one
+                open_listed(file).close()
+    except SourceFileError as error:
+        raise UserError(str(error)) from error
 
 
 def line_limits(settings: Settings) -> LineLimits:
@@ -63,6 +83,21 @@ def _event_ms(settings: Settings) -> Callable[[bytes], int | None]:
         return None if isinstance(verdict, Rejection) else epoch_ms(getattr(verdict, attribute))
 
     return event_ms
+
+
+def find_input(inputs: Sequence[Path], output: Path) -> list[Path]:
+    """The files to read.
+
+    Raises:
+        SourceFileError: a path does not exist, all lie in the output folder, or there is no file.
+    """
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise SourceFileError(
+                f"input {path} lies in the output folder {output}, which is never read: "
+                "choose another --output"
+            )
+    return find_files(inputs, exclude=output)
 
 
 def save_plan(plan: ReadPlan, path: Path) -> None:

@@ -16,6 +16,9 @@ import msgspec
 from flink_jobs.errors import WRONG_CALL, UserError
 
 Mode = Literal["new", "resume", "overwrite"]
+#: Nothing is in the way; a run can be resumed; what an overwriting run that was killed has left;
+#: something that no run has written.
+Content = Literal["nothing", "run", "remains", "strangers"]
 
 OUTPUTS: Final = (
     "processed_events",
@@ -33,7 +36,7 @@ class RunMark(msgspec.Struct, frozen=True):
     """Which processes and temporary folder a run has, for the one that comes after a crash."""
 
     driver_pid: int
-    jvm_pid: int
+    jvm_pid: int | None
     tmp: str
 
 
@@ -46,6 +49,7 @@ class OutputFolder:
         self.state = self.root / ".breakwater"
         self.plan = self.state / "plan.json"
         self.settings = self.state / "settings.json"
+        self.progress = self.state / "progress.json"
         self.checkpoints = self.state / "checkpoints"
         self.log = self.state / "log"
         self.ledger_json = self.root / "ledger.json"
@@ -68,7 +72,8 @@ class OutputFolder:
             lock = (self.state / "lock").open("w")
         except OSError as error:
             raise UserError(
-                f"output folder {self.root} cannot be written: {error.strerror}", WRONG_CALL
+                f"output folder {self.root} cannot be written ({error.strerror}): choose another",
+                WRONG_CALL,
             ) from error
         with lock:
             try:
@@ -82,34 +87,46 @@ class OutputFolder:
                 self._remove_outputs()
             yield
 
+    def content(self) -> Content:
+        """What the folder holds, as far as a run has to know."""
+        if self.plan.is_file():
+            return "run"
+        # A folder with nothing but a state without a plan is that of a run that never began.
+        if not self.root.is_dir() or {e.name for e in self.root.iterdir()} <= {self.state.name}:
+            return "nothing"
+        return "remains" if self.state.is_dir() else "strangers"
+
     def _check(self, mode: Mode) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"output {self.root} is not a folder: choose another", WRONG_CALL)
-        # A folder with nothing but a state without a plan is that of a run that never began.
-        used = self.root.is_dir() and {entry.name for entry in self.root.iterdir()} - {
-            ".breakwater"
-        }
-        if mode == "new" and (used or self.plan.is_file()):
+        content = self.content()
+        if mode == "new" and content == "run":
             raise UserError(
                 f"output folder {self.root} is not empty: continue the run in it with --resume, "
                 "start over with --overwrite, or choose another folder",
                 WRONG_CALL,
             )
-        if mode == "overwrite" and used and not self.state.is_dir():
+        if mode == "new" and content == "remains":
+            raise UserError(
+                f"output folder {self.root} holds what is left of a run: remove it with "
+                "--overwrite, or choose another folder",
+                WRONG_CALL,
+            )
+        if mode != "resume" and content == "strangers":
             raise UserError(
                 f"output folder {self.root} holds something that no run of Breakwater has written: "
                 "it is not overwritten; choose another folder",
                 WRONG_CALL,
             )
-        if mode == "resume" and not self.plan.is_file():
+        if mode == "resume" and content != "run":
             raise UserError(
                 f"nothing to resume in {self.root}: no run has begun there; "
                 "run without --resume, or check the folder's name",
                 WRONG_CALL,
             )
 
-    def mark_run(self, jvm_pid: int, tmp: Path) -> None:
-        """Say which processes and temporary folder this run has."""
+    def mark_run(self, jvm_pid: int | None, tmp: Path) -> None:
+        """Say which processes and temporary folder this run has; no JVM before it has started."""
         mark = RunMark(os.getpid(), jvm_pid, str(tmp))
         self._run_mark.write_bytes(msgspec.json.encode(mark))
 
@@ -120,7 +137,7 @@ class OutputFolder:
         except (OSError, msgspec.MsgspecError):
             return
         deadline = time.monotonic() + _FORMER_RUN_ENDS_WITHIN_S
-        while is_our_jvm(former.jvm_pid):
+        while former.jvm_pid is not None and is_our_jvm(former.jvm_pid):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the Java process {former.jvm_pid} of a former run is still writing to "
@@ -171,6 +188,7 @@ class OutputFolder:
                 left_over.unlink()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         shutil.rmtree(self.log, ignore_errors=True)
+        self.progress.unlink(missing_ok=True)
         self._run_mark.unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -49,12 +50,32 @@ def count_lines(parts: Iterable[Path]) -> int:
     return sum(block.count(b"\n") for part in parts for block in _blocks(part))
 
 
-def unread(folder: OutputFolder, plan: ReadPlan) -> list[str]:
-    """Whether the input was read: each piece of the plan ends once in the stream's own rows.
+@dataclass(frozen=True)
+class Coverage:
+    """Whether the input was read: each piece of the plan has to end once in the stream's own rows.
 
-    Returns:
-        A sentence for what was not read, and one for what was read more than once.
+    Attributes:
+        planned: how many pieces there are.
+        missing: those that were not read, as (path, number).
+        again: those that were read more than once.
     """
+
+    planned: int
+    missing: list[tuple[str, int]]
+    again: list[tuple[str, int]]
+
+    def problems(self) -> list[str]:
+        """A sentence for what was not read, and one for what was read more than once."""
+        return [
+            f"input: {len(pieces)} of {self.planned} pieces were {what}, the first is piece "
+            f"{pieces[0][1]} of {pieces[0][0]}"
+            for pieces, what in ((self.missing, "not read"), (self.again, "read more than once"))
+            if pieces
+        ]
+
+
+def coverage(folder: OutputFolder, plan: ReadPlan) -> Coverage:
+    """Look for each piece of the plan in the stream's own rows."""
     decode = msgspec.json.Decoder(_Piece).decode
     ends: Counter[tuple[str, int]] = Counter()
     for line in _lines(folder.parts("ledger")):
@@ -63,13 +84,7 @@ def unread(folder: OutputFolder, plan: ReadPlan) -> list[str]:
             ends[piece.source_topic, piece.split] += 1
     planned = [(file.partition, split) for file in plan.progress() for split in range(file.splits)]
     missing = [piece for piece in planned if not ends[piece]]
-    again = [piece for piece, n in ends.items() if n > 1]
-    return [
-        f"input: {len(pieces)} of {len(planned)} pieces were {what}, the first is piece "
-        f"{pieces[0][1]} of {pieces[0][0]}"
-        for pieces, what in ((missing, "not read"), (again, "read more than once"))
-        if pieces
-    ]
+    return Coverage(len(planned), missing, [piece for piece, n in ends.items() if n > 1])
 
 
 def _by_folder(folder: OutputFolder, output: str, key: str) -> dict[str, int]:

@@ -44,12 +44,21 @@ def command(*arguments: object) -> list[str]:
     return [str(BREAKWATER), *map(str, arguments)]
 
 
+def changed(change: str, *arguments: object) -> list[str]:
+    """The command with a part of it replaced, to see the test of that part fail."""
+    code = f"{change}\nfrom flink_jobs.cli import main\nmain()"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
 def run(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    *arguments: object,
+    change: str = "",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
-        command(*arguments),
+        changed(change, *arguments) if change else command(*arguments),
         capture_output=True,
         text=True,
         timeout=RUN_ENDS_WITHIN_S,
@@ -60,10 +69,17 @@ def run(
 
 
 @contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Start the command; what the test does not end is killed."""
+def started(
+    *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a process group of its own; what the test does not end is killed."""
     process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
     )
     try:
         yield process
@@ -71,6 +87,11 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.communicate(timeout=RUN_ENDS_WITHIN_S)
+
+
+def ctrl_c(process: subprocess.Popen[str]) -> None:
+    """As a terminal sends it: to the command and to every process that it has started."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 def wait_until(what: str, condition: Callable[[], object], within_s: float = SOON_S) -> None:

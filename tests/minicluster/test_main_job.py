@@ -90,6 +90,28 @@ def test_disorder_within_the_delay_makes_no_event_late_whatever_the_files(
     assert ledger["late"] == 0
 
 
+IGNORES_UNREAD_FILES = """
+from operators.file_source import FileSource
+FileSource.partitions = lambda self: []
+"""
+
+
+def test_without_the_marks_of_unread_files_events_would_be_late(
+    tmp_path: Path, small: Path
+) -> None:
+    """Positive control of the promise: the oracle sees it when the watermark does not wait."""
+    source = events(tmp_path / "events.jsonl", 10_000, disorder_s=WITHIN_THE_DELAY_S)
+    paths = shuffled_into(tmp_path / "in", source, 4)
+    output = tmp_path / "out"
+    ended = run(
+        "run", "--input", tmp_path / "in", "--output", output, "--config", small,
+        "--parallelism", 1, change=IGNORES_UNREAD_FILES,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(AssertionError, match="was within the delay, but is late"):
+        assert_run_is_right(output, expect(paths), window_ms=WINDOW_MS, delay_ms=DELAY_MS)
+
+
 CONTRACT = """
 from datetime import datetime
 from typing import Annotated, Literal, Optional

@@ -40,6 +40,7 @@ def test_this_machine_is_ready(tmp_path):
         "packages",
         "our packages",
         "java",
+        "paths",
         "settings",
         "input",
         "output",
@@ -181,7 +182,7 @@ def test_an_input_that_does_not_exist_is_told(tmp_path):
 
 
 def test_input_that_cannot_be_looked_at_without_pyflink_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "operators.file_source", None)
+    monkeypatch.setitem(sys.modules, "flink_jobs.files", None)
     result, size = check.input_check([tmp_path], None)
     assert (result.ok, size) == (False, None)
     assert result.detail.startswith("not looked at (")
@@ -230,6 +231,36 @@ def test_an_output_that_holds_a_run_is_told_with_the_two_ways_on(tmp_path):
     assert result.ok
     assert "--resume" in result.detail
     assert "--overwrite" in result.detail
+
+
+def test_what_an_overwriting_run_that_was_killed_has_left_can_be_overwritten(tmp_path):
+    """The run takes it, so the check must not refuse it."""
+    OutputFolder(tmp_path).state.mkdir()
+    assert check.output_check(tmp_path).detail == f"{tmp_path} is empty"
+    (tmp_path / "processed_events").mkdir()
+    result = check.output_check(tmp_path)
+    assert result.ok
+    assert result.detail == f"{tmp_path} holds what is left of a run: --overwrite it"
+
+
+def test_a_temporary_folder_that_pyflink_cannot_use_is_told(monkeypatch):
+    monkeypatch.setattr(check.tempfile, "tempdir", "/my files")
+    result = check.paths_check()
+    assert not result.ok
+    assert result.detail.startswith("temporary folder /my files: PyFlink cannot use")
+    assert result.advice == "set TMPDIR to another"
+
+
+def test_a_flink_option_that_a_run_chooses_itself_is_told():
+    result = check.settings_check(Settings(flink={"io.tmp.dirs": "/x"}))
+    assert not result.ok
+    assert result.advice == "remove it"
+
+
+def test_input_that_lies_in_the_output_is_told(tmp_path):
+    result, _ = check.input_check([folder_of_input(tmp_path)], tmp_path)
+    assert not result.ok
+    assert "lies in the output folder" in result.detail
 
 
 def test_an_output_that_is_a_file_or_lies_below_one_is_told(tmp_path):

@@ -1,0 +1,93 @@
+"""The one Java process of a local run: where it finds things, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from py4j.java_gateway import JavaGateway
+from py4j.protocol import Py4JError
+
+from flink_jobs.faults import one_line
+from flink_jobs.java import Java
+from flink_jobs.output import TMP_PREFIX, OutputFolder, wait_a_moment
+
+PROJECT: Final = Path(__file__).resolve().parent.parent
+_ENDS_WITHIN_S: Final = 20
+#: Batches leave the JVM little to do a record, so compiling for its peak and collecting in parallel
+#: cost more than they bring on a small machine. The user's own JVM_ARGS come later and win.
+_JVM_ARGS: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
+@contextmanager
+def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
+    """Set the place for the one Java process that PyFlink starts, and end it and clear up after.
+
+    Yields:
+        A folder for temporary files; it is gone afterwards, and after a crash with the next run.
+    """
+    tmp = Path(tempfile.mkdtemp(prefix=TMP_PREFIX))
+    outside = tempfile.tempdir
+    try:
+        tempfile.tempdir = str(tmp)  # for what PyFlink puts there in this process
+        # Before Java starts: whenever this process is killed, the next one finds the folder.
+        folder.mark_run(None, tmp)
+        for name, value in environment(folder, tmp, java, os.environ).items():
+            os.environ[name] = value
+        for name in ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR"):
+            # Another Flink on this machine is not the one that this PyFlink is made for.
+            os.environ.pop(name, None)
+        folder.log.mkdir(parents=True, exist_ok=True)
+        from pyflink.java_gateway import get_gateway  # noqa: PLC0415
+
+        with one_line("Java did not start"):
+            gateway = get_gateway()
+            pid = int(gateway.jvm.ProcessHandle.current().pid())
+        try:
+            folder.mark_run(pid, tmp)
+            yield tmp
+        finally:
+            _end(gateway, pid)
+    finally:
+        tempfile.tempdir = outside
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def environment(
+    folder: OutputFolder, tmp: Path, java: Java, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables that PyFlink and the Java process go by."""
+    python_path = [str(PROJECT), *(p for p in sys.path if p), environ.get("PYTHONPATH", "")]
+    return {
+        "JAVA_HOME": str(java.home),
+        "JVM_ARGS": f"{_JVM_ARGS} {environ.get('JVM_ARGS', '')} -Djava.io.tmpdir={tmp}",
+        "TMPDIR": str(tmp),
+        "FLINK_LOG_DIR": str(folder.log),
+        # Otherwise PyFlink runs the workers as threads of this process (trap T1).
+        "_python_worker_execution_mode": "process",
+        # Workers find our packages first, whatever else has their names (trap T3).
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in python_path if p)),
+    }
+
+
+def _end(gateway: JavaGateway, pid: int) -> None:
+    """End the Java process, which ends its workers, and wait until it is gone."""
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGTERM)
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            wait_a_moment()
+    # No farewell to it before: a Java process that hangs would not answer, and there is no limit
+    # to that wait.
+    with suppress(Py4JError, OSError):
+        gateway.close(keep_callback_server=False, close_callback_server_connections=True)

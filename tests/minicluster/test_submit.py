@@ -1,0 +1,83 @@
+"""The job as Flink's own client starts it: python -m flink_jobs.main, without the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flink_jobs.files import plan_files
+from flink_jobs.java import find_java
+from flink_jobs.output import OutputFolder
+from flink_jobs.recount import coverage, recount, streamed
+from flink_jobs.report import Report
+from flink_jobs.settings import load_settings
+from tests.oracle import assert_outputs_are_right, expect
+from tests.runs import RUN_ENDS_WITHIN_S, events, settings_file
+
+pytestmark = pytest.mark.minicluster
+
+WINDOW_MS, DELAY_MS = 10_000, 20_000
+
+
+def submit(*arguments: object, tmp: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flink_jobs.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=RUN_ENDS_WITHIN_S,
+        check=False,
+        env={
+            **os.environ,
+            "JAVA_HOME": str(find_java(os.environ).home),
+            "FLINK_LOG_DIR": str(tmp),
+            # As on a cluster: real worker processes (trap T1).
+            "_python_worker_execution_mode": "process",
+        },
+    )
+
+
+def test_the_job_does_the_same_without_the_command(tmp_path: Path) -> None:
+    source = events(tmp_path / "events.jsonl", 20_000, disorder_s=40)
+    config = settings_file(
+        tmp_path / "s.toml",
+        source={"split_bytes": 500_000},
+        windows={"size_ms": WINDOW_MS, "watermark_delay_ms": DELAY_MS},
+    )
+    output = tmp_path / "out"
+    ended = submit("--input", source, "--output", output, "--config", config, tmp=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert_outputs_are_right(output, expect([source]), window_ms=WINDOW_MS, delay_ms=DELAY_MS)
+    folder = OutputFolder(output)
+    plan = plan_files(load_settings(config), [source], output)
+    books = Report.of(
+        streamed(folder), recount(folder), coverage(folder, plan).problems(), 20_000, 1
+    )
+    assert books.problems == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--input", "gone.jsonl", "--output", "out"], "input gone.jsonl does not exist"),
+        (
+            ["--input", ".", "--output", "out", "--config", "gone.toml"],
+            "gone.toml: there is no such settings file; check --config",
+        ),
+    ],
+)
+def test_a_foreseeable_fault_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    ended = submit(*arguments, tmp=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"breakwater: {told}\n"
+
+
+def test_a_missing_argument_is_named(tmp_path: Path) -> None:
+    ended = submit("--input", "x", tmp=tmp_path)
+    assert ended.returncode == 2
+    assert "the following arguments are required: --output" in ended.stderr
