@@ -23,8 +23,12 @@ from flink_jobs.output import TMP_PREFIX, OutputFolder, wait_a_moment
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _ENDS_WITHIN_S: Final = 20
 #: Batches leave the JVM little to do a record, so compiling for its peak and collecting in parallel
-#: cost more than they bring on a small machine. The user's own JVM_ARGS come later and win.
-_JVM_ARGS: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+#: cost more than they bring on a small machine; with room for classes and for some batches from the
+#: start it collects little. The user's own JVM_ARGS come later and win.
+_JVM_ARGS: Final = (
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:MetaspaceSize=256m "
+    "-XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
+)
 
 
 @contextmanager
