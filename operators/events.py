@@ -203,10 +203,12 @@ class EventType:
     def _time_column(self, column: Column, lines: list[Any], misfits: set[int]) -> Ints:
         """A column of times in ms; in the lines each is put as `iso_utc_ms` writes it."""
         texts = self._values(column.name, lines)
+        if column.optional:
+            texts = [text or "" for text in texts]
         ms, odd = canonical_times(texts)
         field = self._fields[column.name]
         for row in odd:
-            if texts[row] is None:
+            if getattr(lines[row], field) is None:
                 continue
             try:
                 ms[row] = epoch_ms(msgspec.convert(texts[row], column.full_type))
@@ -216,14 +218,14 @@ class EventType:
         return ms
 
 
-def canonical_times(texts: Sequence[str | None]) -> tuple[Ints, list[int]]:
+def canonical_times(texts: Sequence[str]) -> tuple[Ints, list[int]]:
     """Read the times that stand as `iso_utc_ms` writes them.
 
     Returns:
-        Milliseconds by row, and the rows of those that are null, written in another way or no
-        times at all: their milliseconds are 0.
+        Milliseconds by row, and the rows of those that are written in another way or no times at
+        all: their milliseconds are 0.
     """
-    kept = [text or "" for text in texts]
+    kept = list(texts)
     sizes = np.fromiter(map(len, kept), np.int64, len(kept))
     odd = _where(sizes != _TIME_CHARS)
     for row in odd:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from pyflink.datastream import ProcessFunction, RuntimeContext
 
 from operators.events import Events, EventType, Ints
@@ -21,6 +21,7 @@ from operators.rules.poison import PoisonRules
 from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
 
 STAGE: Final = "intake"
+_GC_THRESHOLD: Final = 100_000
 UNREADABLE: Final = "unreadable"
 
 
@@ -90,8 +91,10 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         self._reader.open()
         self._judge = self._rules.judge()
         self._events = EventType(self._rules.contract)
-        # What has been loaded by now stays: the garbage collector need not go through it again.
+        # What has been loaded by now stays, and the thousands of objects of a batch go by themselves:
+        # the garbage collector need not go through either again and again.
         gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
 
     def process_element(self, element: Any, ctx: ProcessFunction.Context) -> Iterable[Any]:
         """Judge an element's records, and hand on together what comes of them."""
@@ -152,7 +155,7 @@ def judge_batch(records: Records, judge: Judge, event_type: EventType, now_ms: i
     events = event_type.events(lines)
     suspects = event_type.suspects(events, judge.latest_ms(now_ms))
     doubtful = failed | {int(rows[at]) for at in suspects}
-    doubtful.update(_doubtful_as_received(records, judge))
+    doubtful.update(_doubtful_as_received(records, failed, judge))
     rejected = dict(_second_look(records, judge, now_ms, sorted(doubtful)))
     # What is wrong with these, and not for the judge, is the doing of the contract's own code.
     for row in failed:
@@ -174,12 +177,10 @@ def _decode(payloads: list[bytes], event_type: EventType) -> tuple[list[Any], se
     """The happy path, one msgspec call a record: the events, and the rows that have none."""
     lines: list[Any] = []
     failed: set[int] = set()
-    keep = lines.append
     decoded = map(event_type.decode, payloads)
     while True:
         try:
-            for line in decoded:
-                keep(line)
+            lines.extend(decoded)  # keeps what came before an exception
         except MemoryError:
             raise
         except Exception:  # whatever msgspec or the contract's own code raises; go on behind it
@@ -188,34 +189,32 @@ def _decode(payloads: list[bytes], event_type: EventType) -> tuple[list[Any], se
             return lines, failed
 
 
-def _doubtful_as_received(records: Records, judge: Judge) -> Iterator[int]:
+def _doubtful_as_received(records: Records, failed: set[int], judge: Judge) -> Iterator[int]:
     """Rows that need the second look whatever they decode to."""
     yield from records.odd
-    sizes = np.fromiter(map(len, records.payloads), np.int64, len(records))
-    yield from np.flatnonzero(sizes > judge.max_record_bytes).tolist()
-    yield from _not_utf8(records.payloads, sizes)
+    if not records.is_bounded:
+        limit = judge.max_record_bytes
+        yield from (row for row, p in enumerate(records.payloads) if len(p) > limit)
+    yield from _not_utf8(records.payloads, failed)
     if judge.poison.has_patterns:
         match = judge.poison.match
         yield from (row for row, p in enumerate(records.payloads) if p and match(p))
 
 
-def _not_utf8(payloads: list[bytes], sizes: npt.NDArray[np.int64]) -> Iterator[int]:
-    """Rows that are not UTF-8: msgspec does not look into fields that the contract lacks."""
+def _not_utf8(payloads: list[bytes], failed: set[int]) -> Iterator[int]:
+    """Rows that decode and are not UTF-8: msgspec skips over fields that the contract lacks."""
+    decoded = bytearray(b"\1" * len(payloads))
+    for row in failed:
+        decoded[row] = 0
     # All at once: no character goes on behind a newline.
-    text = b"\n".join(payloads)
-    if text.isascii():
+    if b"\n".join(compress(payloads, decoded)).isascii():
         return
-    ends = np.cumsum(sizes + 1)
-    begin, rest = 0, memoryview(text)
-    while begin < len(text):
-        try:
-            str(rest[begin:], "utf-8")
-        except UnicodeDecodeError as error:
-            row = int(np.searchsorted(ends, begin + error.start, side="right"))
-            yield row
-            begin = int(ends[row])
-        else:
-            return
+    for row, payload in enumerate(payloads):
+        if decoded[row] and not payload.isascii():
+            try:
+                payload.decode()
+            except UnicodeDecodeError:
+                yield row
 
 
 def _second_look(

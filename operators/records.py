@@ -35,12 +35,14 @@ class Records:
         origin: where they come from.
         payloads: by row; a tombstone is empty.
         odd: rows that the source has something to say about.
+        is_bounded: whether the source has cut those that are too long, so that `odd` has them.
         batch: the rows of `RECORDS` that they are, if they came so: it has their keys and times.
     """
 
     origin: Origin
     payloads: list[bytes]
     odd: Mapping[int, Oddity] = field(default_factory=dict)
+    is_bounded: bool = False
     batch: pa.RecordBatch | None = None
 
     @classmethod
@@ -53,18 +55,20 @@ class Records:
             rows = zip(*(column.to_pylist() for column in columns), strict=True)
             odd = {i: Oddity(*row) for i, row in enumerate(rows) if any(v is not None for v in row)}
         payloads = batch.column("payload").fill_null(b"").to_pylist()
-        return cls(Origin.of_batch(batch), payloads, odd, batch)
+        return cls(Origin.of_batch(batch), payloads, odd, batch=batch)
 
     @classmethod
     def of_lines(cls, lines: Lines, mark: SplitMark) -> Records:
         """Lines of a file."""
         odd = {i: Oddity(line.size, line.checksum) for i, line in lines.oversized.items()}
-        return cls(Origin.of_split(mark, lines.offsets), lines.payloads, odd)
+        return cls(Origin.of_split(mark, lines.offsets), lines.payloads, odd, is_bounded=True)
 
     @classmethod
     def unreadable(cls, offset: int, payload: bytes, fault: str, mark: SplitMark) -> Records:
         """One record that stands for what could not be read of a file from here on."""
-        return cls(Origin.of_split(mark, [offset]), [payload], {0: Oddity(fault=fault)})
+        return cls(
+            Origin.of_split(mark, [offset]), [payload], {0: Oddity(fault=fault)}, is_bounded=True
+        )
 
     def __len__(self) -> int:
         """How many."""
