@@ -29,6 +29,13 @@ _JVM_ARGS: Final = (
     "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:MetaspaceSize=256m "
     "-XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
 )
+#: A worker asks for a few megabytes for each batch: glibc is to keep them for the next one instead of
+#: giving them back to the system each time (mallopt(3)).
+_KEPT_MEMORY: Final = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 
 
 @contextmanager
@@ -77,6 +84,7 @@ def environment(
         "FLINK_LOG_DIR": str(folder.log),
         # Otherwise PyFlink runs the workers as threads of this process (trap T1).
         "_python_worker_execution_mode": "process",
+        **{name: environ.get(name, value) for name, value in _KEPT_MEMORY.items()},
         # Workers find our packages first, whatever else has their names (trap T3).
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in python_path if p)),
     }

@@ -91,7 +91,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         self._reader.open()
         self._judge = self._rules.judge()
         self._events = EventType(self._rules.contract)
-        # What has been loaded by now stays, and the thousands of objects of a batch go by themselves:
+        # What has been loaded by now stays, and a batch's thousands of objects go by themselves:
         # the garbage collector need not go through either again and again.
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
