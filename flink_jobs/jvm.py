@@ -29,8 +29,8 @@ _JVM_ARGS: Final = (
     "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:MetaspaceSize=256m "
     "-XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
 )
-#: A worker asks for a few megabytes for each batch: glibc is to keep them for the next one instead of
-#: giving them back to the system each time (mallopt(3)).
+#: A worker asks for some megabytes for each batch: glibc is to keep them for the next one, not to
+#: give them back to the system each time (mallopt(3)).
 _KEPT_MEMORY: Final = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
