@@ -208,6 +208,8 @@ def _local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> 
         "rest.bind-address": "127.0.0.1",
         # How often the counts of the progress line come.
         "heartbeat.interval": "1000",
+        # All parts are in one process: when it was not heard of, the machine slept or was starved.
+        "heartbeat.timeout": "3600000",
     }
     if checkpoint is not None:
         # Flink then owns the checkpoint, and removes it when it has a newer one.
