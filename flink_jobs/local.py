@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,53 @@ def run_local(
         return _print(report, folder, json_output)
 
 
+def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
+    """Run a job on this machine whose input and output are elsewhere, until it ends or Ctrl-C.
+
+    Args:
+        state: folder for checkpoints and logs; a job goes on from the newest checkpoint there.
+        start: starts the job with the Flink options that this place needs.
+
+    Returns:
+        0 when the job came to its end, 1 when it was interrupted.
+
+    Raises:
+        UserError: a foreseeable fault, with its own exit code.
+    """
+    folder = OutputFolder(state)
+    java = find_java(os.environ)
+    progress = Console(stderr=True)
+    with (
+        _one_line(f"the run with its state in {folder.root} failed"),
+        folder.claim("new"),
+        _interruptible() as interrupted,
+        _flink_process(folder, java) as tmp,
+        progress.status("starting Flink") as status,
+    ):
+        with _one_line("the job did not start"):
+            job = start(_local_options(folder, tmp, folder.newest_checkpoint()))
+        return _wait_here(job, folder, interrupted, status if progress.is_terminal else None)
+
+
+def _wait_here(
+    job: JobClient, folder: OutputFolder, interrupted: threading.Event, status: Status | None
+) -> int:
+    result = job.get_job_execution_result()
+    began = time.monotonic()
+    with _one_line("the run failed", f"; nothing is lost, start it again (log: {folder.log})"):
+        while not result.done():
+            if interrupted.is_set():
+                _cancel(job, folder)
+                return FAILED
+            if status is not None:
+                with suppress(Exception):  # the job may have ended since it was asked
+                    received = dict(job.get_accumulators().result()).get("received", 0)
+                    status.update(f"{received:,} records, {time.monotonic() - began:.0f} s")
+            wait_a_moment()
+        result.result()
+    return 0
+
+
 @dataclass(frozen=True)
 class _Done:
     """A job that came to its end, and how many records it read."""
@@ -136,6 +183,12 @@ def _all_committed(folder: OutputFolder, plan: ReadPlan) -> bool:
 
 def _refuse_own_options(settings: Settings) -> None:
     """A local run keeps its promises only with its own choice of these."""
+    if settings.source.kind != "files" or settings.sink.kind != "files":
+        raise UserError(
+            "source.kind and sink.kind: this command is for files; for Kafka run "
+            "python -m flink_jobs.kafka_job --config FILE",
+            WRONG_CALL,
+        )
     for name in settings.flink:
         if name in _OWN_OPTIONS or name.startswith("execution.state-recovery."):
             raise UserError(
