@@ -19,7 +19,7 @@ from flink_jobs.errors import UserError
 
 #: All questions together must have their answer, or their fault, within 30 s.
 ANSWERS_WITHIN_S: Final = 12
-_SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
+SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
 _LIMITS: Final = {"request.timeout.ms": "5000", "default.api.timeout.ms": "10000"}
 
 
@@ -175,7 +175,7 @@ class KafkaAdmin:
     def _class(self, name: str) -> Any:
         # Walked to by name: the classes are in a class loader that was added to the gateway.
         found = self._jvm
-        for part in f"{_SHADED}.{name}".split("."):
+        for part in f"{SHADED}.{name}".split("."):
             found = getattr(found, part)
         return found
 

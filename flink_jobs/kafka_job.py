@@ -24,7 +24,7 @@ from pyflink.datastream import StreamExecutionEnvironment
 
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.jars import KAFKA, Jar, find_jar
-from flink_jobs.kafka_admin import KafkaAdmin, KafkaError
+from flink_jobs.kafka_admin import SHADED, KafkaAdmin, KafkaError
 from flink_jobs.local import run_here
 from flink_jobs.main import define_workflow, flink_options, intake_rules
 from flink_jobs.settings import Settings, load_settings
@@ -45,8 +45,10 @@ OUTPUTS: Final = (
 )
 #: A job that died takes a checkpoint's time to notice, and some to come back.
 _LEAST_CHECKPOINTS: Final = 3
-#: What a record's line has more than its payload: coordinates, and times and numbers written anew.
-_LINE_EXTRA_BYTES: Final = 8192
+#: What a record has beside its line, headers above all; and what an event's line has more than its
+#: payload: coordinates, and times and numbers written anew.
+_LINE_EXTRA_BYTES: Final = 65_536
+_LEAST_MESSAGE_BYTES: Final = 262_144
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
@@ -126,7 +128,13 @@ def check_settings(settings: Settings) -> None:
 
 def client_properties(settings: Settings) -> dict[str, str]:
     """What every client of the job has."""
-    return {**settings.kafka.properties, "bootstrap.servers": settings.kafka.bootstrap_servers}
+    given = {name: shaded(value) for name, value in settings.kafka.properties.items()}
+    return {**given, "bootstrap.servers": settings.kafka.bootstrap_servers}
+
+
+def shaded(value: str) -> str:
+    """Kafka's own classes have other names in the connector's jar: login modules, for instance."""
+    return re.sub(r"(?<![\w.])org\.apache\.kafka\.", f"{SHADED}.", value)
 
 
 def plan_partitions(admin: KafkaAdmin, settings: Settings) -> tuple[FileProgress, ...]:
@@ -232,14 +240,20 @@ def check_outputs(admin: KafkaAdmin, settings: Settings, rules: IntakeRules) -> 
 
 
 def _bounded(rules: IntakeRules, max_message_bytes: int | None) -> IntakeRules:
-    """A longer record than the topics take is oversized: its line would stop the job for ever."""
+    """Records and envelopes bounded to what the topics take: a longer one would stop the job."""
     if max_message_bytes is None:
         return rules
-    most = max(max_message_bytes - _LINE_EXTRA_BYTES, 1)
+    if max_message_bytes < _LEAST_MESSAGE_BYTES:
+        raise KafkaError(
+            f"an output topic has max.message.bytes = {max_message_bytes}: dead letters with all "
+            f"their reasons may not fit; raise it to at least {_LEAST_MESSAGE_BYTES}"
+        )
+    most = max_message_bytes - _LINE_EXTRA_BYTES
     return replace(
         rules,
         max_record_bytes=min(rules.max_record_bytes, most),
         payload_limit_bytes=min(rules.payload_limit_bytes, most),
+        max_envelope_bytes=most,
     )
 
 
@@ -271,7 +285,10 @@ def kafka_source(
 def kafka_sinks(settings: Settings) -> KafkaSinks:
     """The sinks that the settings name."""
     return KafkaSinks(
-        properties={**client_properties(settings), **settings.sink.properties},
+        properties={
+            **client_properties(settings),
+            **{name: shaded(value) for name, value in settings.sink.properties.items()},
+        },
         topics=topic_templates(settings),
         transactional_id_prefix=settings.sink.transactional_id_prefix,
         transaction_timeout_ms=settings.sink.transaction_timeout_ms,

@@ -28,6 +28,7 @@ from operators.origin import Origin
 from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
 from operators.rules.failure import category_of, queue_of
+from operators.rules.fitting import fitted
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
@@ -51,6 +52,7 @@ class IntakeRules:
         window_ms: length of the windows that events are added up for.
         payload_limit_bytes: how much of an oversized record its envelope holds.
         code_version: version of this code, for the envelope.
+        max_envelope_bytes: what the place of the envelopes takes; 0 for files.
     """
 
     contract: Contract
@@ -60,6 +62,7 @@ class IntakeRules:
     window_ms: int
     payload_limit_bytes: int
     code_version: str
+    max_envelope_bytes: int = 0
 
     def judge(self) -> Judge:
         """The judge of single records."""
@@ -147,29 +150,37 @@ class Intake(ProcessFunction):  # type: ignore[misc]
             yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, columns))
 
     def _envelope(self, record: Record, why: Rejection, now_ms: int) -> bytes:
-        return envelope_line(
-            record.payload or b"",
-            why,
-            Source(
-                topic=record.source_topic,
-                partition=record.source_partition,
-                offset=record.source_offset,
-                timestamp_ms=record.source_timestamp,
-                key=record.key,
-            ),
-            contract=self._rules.contract,
-            now_ms=now_ms,
-            stage=STAGE,
-            code_version=self._rules.code_version,
-            # Only a record that is too long is cut: any other one must be fit to be sent again.
-            payload_limit_bytes=(
-                self._rules.payload_limit_bytes
-                if why.error_type == OVERSIZED
-                else self._rules.max_record_bytes
-            ),
-            payload_bytes=record.payload_bytes,
-            full_checksum=record.checksum,
+        # Only a record that is too long is cut: any other one must be fit to be sent again, where
+        # its envelope fits.
+        payload = record.payload or b""
+        limit = (
+            self._rules.payload_limit_bytes
+            if why.error_type == OVERSIZED
+            else self._rules.max_record_bytes
         )
+        source = Source(
+            topic=record.source_topic,
+            partition=record.source_partition,
+            offset=record.source_offset,
+            timestamp_ms=record.source_timestamp,
+            key=record.key,
+        )
+
+        def write(payload_limit_bytes: int) -> bytes:
+            return envelope_line(
+                payload,
+                why,
+                source,
+                contract=self._rules.contract,
+                now_ms=now_ms,
+                stage=STAGE,
+                code_version=self._rules.code_version,
+                payload_limit_bytes=payload_limit_bytes,
+                payload_bytes=record.payload_bytes,
+                full_checksum=record.checksum,
+            )
+
+        return fitted(write, min(limit, len(payload)), self._rules.max_envelope_bytes)
 
 
 def judge_batch(batch: pa.RecordBatch, judge: Judge, events: EventColumns, now_ms: int) -> Judged:

@@ -110,7 +110,7 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
       org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken token = parser.nextToken();
       if (token.isStructStart()) {
         parser.skipChildren();
-      } else if (isHeader(name)
+      } else if (isHeader(name) && parser.getTextLength() > 0
           && token != org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken.VALUE_NULL) {
         headers.put(BinaryStringData.fromString("breakwater-" + name.replace('_', '-')),
             parser.getText().getBytes("UTF-8"));

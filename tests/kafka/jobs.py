@@ -29,6 +29,7 @@ from tests.runs import settings_file
 ROOT = Path(__file__).resolve().parents[2]
 RUN_ENDS_WITHIN_S = 240
 CLIENT_WITHIN_S = 30
+LARGEST_RECORD_BYTES = 8_000_000
 OUTPUTS = {
     "processed_events": "processed-events",
     "user_windows": "user-windows",
@@ -70,6 +71,8 @@ class Kafka:
         return f"{self.name}-{name}"
 
     def create(self, name: str, partitions: int = 4, **config: str) -> str:
+        # Larger than what Breakwater takes: an oversized record must be able to come in.
+        config = {"max.message.bytes": str(LARGEST_RECORD_BYTES), **config}
         topic = NewTopic(self.topic(name), partitions, 1, config=config)
         # The client must outlive the call.
         admin = AdminClient(self.client())
@@ -79,7 +82,7 @@ class Kafka:
 
     def send(self, topic: str, records: Iterable[tuple[int, bytes | None]], **more: Any) -> None:
         """Write (partition, value) records, and remember what has got which offset."""
-        producer = Producer(self.client())
+        producer = Producer(self.client(**{"message.max.bytes": LARGEST_RECORD_BYTES}))
 
         def written(error: KafkaError | None, message: Message) -> None:
             assert error is None, error

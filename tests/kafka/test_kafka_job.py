@@ -125,3 +125,20 @@ def test_topics_by_pattern_from_a_timestamp_on(kafka: Kafka) -> None:
     ended = kafka.run(config)
     assert ended.returncode == 0, ended.stderr
     assert_topics_are_right(kafka, expect(kafka.sent))
+
+
+def test_a_dead_letter_always_fits_its_topic(kafka: Kafka) -> None:
+    """In JSON a quote takes two bytes and a control character six: the topic takes 1 MB."""
+    topic = kafka.create("in", partitions=1)
+    bad = json.dumps({"user_id": "u", "note": '"' * 450_000}).encode()
+    kafka.send(
+        topic, [(0, bad), (0, b"\x01" * 900_000), (0, b"x" * 5_000_000), (0, b"\xff" * 990_000)]
+    )
+    kafka.send(topic, [(0, event("good", 1))])
+    ended = kafka.run(kafka.settings())
+    assert ended.returncode == 0, ended.stderr
+    assert_topics_are_right(kafka, expect(kafka.sent))
+    sent = {record.offset: len(record.value or b"") for record in kafka.sent}
+    for row in kafka.rows("dead_letters") + kafka.rows("quarantine"):
+        assert row["message_truncated"]
+        assert row["message_bytes"] == sent[row["source_offset"]]

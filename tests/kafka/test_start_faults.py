@@ -129,7 +129,7 @@ SASL = {
 
 
 def login(password: str) -> dict[str, object]:
-    module = "org.apache.flink.kafka.shaded.org.apache.kafka.common.security.plain.PlainLoginModule"
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
     return {
         "security.protocol": "SASL_PLAINTEXT",
         "sasl.mechanism": "PLAIN",

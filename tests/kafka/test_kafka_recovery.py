@@ -1,0 +1,75 @@
+"""Killed in the middle of a run: what a read_committed consumer finds is still the recount."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flink_jobs.broker import Broker
+from tests.kafka.jobs import RUN_ENDS_WITHIN_S, Kafka
+from tests.kafka.recount import assert_topics_are_right, expect
+from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines, skewed
+from tests.runs import python_workers, wait_until
+
+pytestmark = [pytest.mark.kafka, pytest.mark.minicluster]
+
+#: So many that the run is still going on when it has taken its first checkpoint.
+RECORDS = 150_000
+
+
+@pytest.fixture(scope="module")
+def own_broker(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One that these tests may kill."""
+    with Broker(tmp_path_factory.mktemp("own-broker")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def filled(own_broker: Broker, tmp_path: Path) -> Kafka:
+    kafka = Kafka(own_broker, f"t{uuid.uuid4().hex[:8]}", tmp_path)
+    kafka.send(kafka.create("in"), skewed(lines(tmp_path, RECORDS, BEYOND_THE_DELAY_S)))
+    return kafka
+
+
+def first_checkpoint(kafka: Kafka) -> bool:
+    return any((kafka.folder / "state").glob(".breakwater/checkpoints/*/chk-*/_metadata"))
+
+
+def test_a_killed_driver_goes_on_from_its_checkpoint(filled: Kafka) -> None:
+    config = filled.settings()
+    with filled.started(config) as job:
+        wait_until("the first checkpoint", lambda: first_checkpoint(filled))
+        job.send_signal(signal.SIGKILL)
+    before = len(filled.output("processed_events"))
+    assert before < RECORDS * 0.9, "the run was over before it was killed: this tests nothing"
+    ended = filled.run(config)
+    assert ended.returncode == 0, ended.stderr
+    assert assert_topics_are_right(filled, expect(filled.sent)) > 0
+
+
+def test_a_killed_worker_costs_nothing(filled: Kafka) -> None:
+    with filled.started(filled.settings()) as job:
+        wait_until("the first checkpoint", lambda: first_checkpoint(filled))
+        workers = python_workers(job.pid)
+        assert workers, "no worker was found"
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
+        assert job.returncode == 0, said
+    assert assert_topics_are_right(filled, expect(filled.sent)) > 0
+
+
+def test_a_killed_broker_that_comes_back_on_the_same_log_costs_nothing(filled: Kafka) -> None:
+    with filled.started(filled.settings()) as job:
+        wait_until("the first checkpoint", lambda: first_checkpoint(filled))
+        filled.broker.kill()
+        assert job.poll() is None, "the run was over before the broker was killed"
+        filled.broker.start()
+        said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
+        assert job.returncode == 0, said
+    assert assert_topics_are_right(filled, expect(filled.sent)) > 0
