@@ -180,9 +180,10 @@ class Broker:
 
     def _format(self) -> None:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        call = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
+        # With "=": an id may begin with a dash.
+        options = [f"--cluster-id={cluster}", f"--config={self._properties}"]
         done = subprocess.run(  # noqa: S603, our own Java and class path
-            [*self._java, *call],
+            [*self._java, "kafka.tools.StorageTool", "format", *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=FORMATS_WITHIN_S,

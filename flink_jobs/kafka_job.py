@@ -49,6 +49,7 @@ _LEAST_CHECKPOINTS: Final = 3
 #: payload: coordinates, and times and numbers written anew.
 _LINE_EXTRA_BYTES: Final = 65_536
 _LEAST_MESSAGE_BYTES: Final = 262_144
+_RECOVERY: Final = "execution.state-recovery.path"
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
@@ -83,6 +84,13 @@ def run(settings: Settings, jar: Jar, options: Mapping[str, str]) -> JobClient:
     Raises:
         UserError: Kafka is not as the settings say.
     """
+    if settings.kafka.end == "latest" and _RECOVERY in {**options, **settings.flink}:
+        # FLINK-31006: the restored enumerator finds nothing new, and never says that it is the end.
+        raise UserError(
+            'kafka.end = "latest": such a run cannot go on from a checkpoint, Flink\'s Kafka '
+            "source would never end (FLINK-31006); begin anew with an empty state folder and new "
+            "outputs"
+        )
     configuration = Configuration()
     for name, value in {**flink_options(settings), **options, **settings.flink}.items():
         configuration.set_string(name, value)

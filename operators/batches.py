@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from operators.rules.splits import UNKNOWN_MS, Lines
 
-#: What a source hands to intake, one row a record. A source that has no keys or timestamps leaves
-#: them null. `payload_bytes` and `checksum` are set where the source has already cut the payload,
-#: `fault` where the source could not read the record and says why.
+#: What a source hands to intake, one row a record. A source that has no keys, timestamps or headers
+#: leaves them null. `payload_bytes` and `checksum` are set where the source has already cut the
+#: payload, `fault` where the source could not read the record and says why.
 RECORDS: Final = pa.schema(
     [
         pa.field("payload", pa.binary()),
@@ -25,6 +25,7 @@ RECORDS: Final = pa.schema(
         pa.field("payload_bytes", pa.int64()),
         pa.field("checksum", pa.string()),
         pa.field("fault", pa.string()),
+        pa.field("headers", pa.map_(pa.string(), pa.binary())),
     ]
 )
 
@@ -41,6 +42,7 @@ class Record(NamedTuple):
     payload_bytes: int | None
     checksum: str | None
     fault: str | None
+    headers: list[tuple[str, bytes | None]] | None
 
 
 #: A dead letter or a quarantined record: its envelope as a line, and the folders it goes to.
@@ -162,6 +164,7 @@ def records_of_lines(lines: Lines, topic: str, mark: SplitMark) -> pa.RecordBatc
         pa.array(sizes, pa.int64()) if lines.oversized else pa.nulls(n, pa.int64()),
         pa.array(sums, pa.string()) if lines.oversized else pa.nulls(n, pa.string()),
         pa.nulls(n, pa.string()),
+        pa.nulls(n, RECORDS.field("headers").type),
     ]
     return pa.record_batch(columns, schema=RECORDS.with_metadata(mark.metadata()))
 

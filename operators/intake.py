@@ -166,6 +166,11 @@ class Intake(ProcessFunction):  # type: ignore[misc]
             key=record.key,
         )
 
+        metadata = {
+            f"header.{name}": (value or b"").decode("utf-8", "backslashreplace")
+            for name, value in record.headers or ()
+        }
+
         def write(payload_limit_bytes: int) -> bytes:
             return envelope_line(
                 payload,
@@ -178,6 +183,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
                 payload_limit_bytes=payload_limit_bytes,
                 payload_bytes=record.payload_bytes,
                 full_checksum=record.checksum,
+                metadata=metadata,
             )
 
         return fitted(write, min(limit, len(payload)), self._rules.max_envelope_bytes)

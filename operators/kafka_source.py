@@ -176,7 +176,7 @@ def record_type() -> DataType:
         "string": DataTypes.STRING(),
         "int32": DataTypes.INT(),
         "int64": DataTypes.BIGINT(),
-        "map<string, binary>": DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES()),
+        "map<string, binary>": DataTypes.MAP(DataTypes.STRING().not_null(), DataTypes.BYTES()),
     }
     return DataTypes.ROW([DataTypes.FIELD(f.name, types[str(f.type)]) for f in RECORDS])
 

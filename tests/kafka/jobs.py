@@ -24,7 +24,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from flink_jobs.broker import Broker
-from tests.runs import settings_file
+from tests.runs import settings_file, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_ENDS_WITHIN_S = 240
@@ -126,6 +126,32 @@ class Kafka:
             consumer.close()
         return found
 
+    def settle(self) -> None:
+        """Wait until every transaction has ended.
+
+        A commit is done for the one who commits when the coordinator has written it down; the
+        markers that make the records visible follow a moment later.
+        """
+        admin = AdminClient(self.client())
+        topics = admin.list_topics(timeout=CLIENT_WITHIN_S).topics
+        places = [
+            TopicPartition(topic, number)
+            for topic in topics
+            if topic.startswith(self.name)
+            for number in topics[topic].partitions
+        ]
+
+        def ends(isolation: IsolationLevel) -> list[int]:
+            asked = {place: OffsetSpec.latest() for place in places}
+            found = admin.list_offsets(asked, isolation_level=isolation)
+            return [found[place].result(CLIENT_WITHIN_S).offset for place in places]
+
+        wait_until(
+            "the end of all transactions",
+            lambda: ends(IsolationLevel.READ_COMMITTED) == ends(IsolationLevel.READ_UNCOMMITTED),
+            CLIENT_WITHIN_S,
+        )
+
     def output(self, output: str) -> list[Message]:
         """The committed records of an output, from all its topics."""
         prefix = self.topic(OUTPUTS[output].split("{")[0])
@@ -171,10 +197,13 @@ class Kafka:
 
     def run(self, config: Path, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run the job to its end."""
-        return subprocess.run(
+        ended = subprocess.run(
             self.command(config), capture_output=True, text=True, check=False, cwd=ROOT,
             timeout=RUN_ENDS_WITHIN_S, env={**os.environ, **environ},
         )  # fmt: skip
+        if ended.returncode == 0:
+            self.settle()
+        return ended
 
     @contextmanager
     def started(self, config: Path) -> Iterator[subprocess.Popen[str]]:

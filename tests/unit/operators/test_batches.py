@@ -37,6 +37,7 @@ ROWS = st.fixed_dictionaries(
         "payload_bytes": st.none() | INT64,
         "checksum": st.none() | TEXTS,
         "fault": st.none() | TEXTS,
+        "headers": st.none() | st.lists(st.tuples(TEXTS, st.none() | st.binary())),
     }
 )
 MARKS = st.builds(SplitMark, PARTITIONS, st.integers(0, 2**40), st.booleans())
@@ -124,7 +125,8 @@ def test_lines_become_records_of_their_file() -> None:
     mark = SplitMark("/in/a", 3, last=False)
     batch = records_of_lines(Lines([0, 5], [b"abcd", b""]), "/in/a", mark)
     assert SplitMark.of(batch.schema.metadata) == mark
-    unset = dict.fromkeys(("source_timestamp", "key", "payload_bytes", "checksum", "fault"))
+    names = ("source_timestamp", "key", "payload_bytes", "checksum", "fault", "headers")
+    unset = dict.fromkeys(names)
     place = {"source_topic": "/in/a", "source_partition": 0}
     assert batch.to_pylist() == [
         {"payload": b"abcd", **place, "source_offset": 0, **unset},

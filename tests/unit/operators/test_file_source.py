@@ -414,6 +414,7 @@ def test_an_oversized_line_keeps_its_full_length_and_checksum_in_the_batch(tmp_p
         "payload_bytes": [None, 6, None],
         "checksum": [None, "e10adc3949ba59abbe56e057f20f883e", None],
         "fault": [None] * 3,
+        "headers": [None] * 3,
     }
 
 
