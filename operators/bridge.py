@@ -412,6 +412,12 @@ def _name_source(rows: DataStream, uid: str) -> None:
     seen = 0
     while step.getInputs():
         seen += 1
-        step.setUid(f"{uid}-{seen}")
+        _pin(step, f"{uid}-{seen}")
         (step,) = step.getInputs()
+    _pin(step, uid)
+
+
+def _pin(step: Any, uid: str) -> None:
+    """Uid and name together; Flink's own names have numbers that change with the flow."""
     step.setUid(uid)
+    step.setName(uid)
