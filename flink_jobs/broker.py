@@ -23,7 +23,7 @@ from flink_jobs.jars import broker_class_path
 from flink_jobs.java import find_java
 
 HOST: Final = "127.0.0.1"
-ANSWERS_WITHIN_S: Final = 60.0
+ANSWERS_WITHIN_S: Final = 120.0
 STOPS_WITHIN_S: Final = 30.0
 FORMATS_WITHIN_S: Final = 60.0
 _OLDEST_JAVA: Final = 17

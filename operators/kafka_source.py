@@ -182,18 +182,21 @@ def record_type() -> DataType:
 
 
 def _table_schema() -> Schema:
-    """What KafkaBatcher.java takes, in its order."""
+    """What KafkaBatcher.java takes, in its order.
+
+    All may be null, also what Kafka always gives: else Flink would check each record for it.
+    """
     return (
         Schema.new_builder()
         .column("payload", DataTypes.BYTES())
         .column("record_key", DataTypes.BYTES())
-        .column_by_metadata("topic", DataTypes.STRING().not_null(), None, True)
-        .column_by_metadata("partition", DataTypes.INT().not_null(), None, True)
-        .column_by_metadata("offset", DataTypes.BIGINT().not_null(), None, True)
-        .column_by_metadata("timestamp", DataTypes.TIMESTAMP_LTZ(3).not_null(), None, True)
+        .column_by_metadata("topic", DataTypes.STRING(), None, True)
+        .column_by_metadata("partition", DataTypes.INT(), None, True)
+        .column_by_metadata("offset", DataTypes.BIGINT(), None, True)
+        .column_by_metadata("timestamp", DataTypes.TIMESTAMP_LTZ(3), None, True)
         .column_by_metadata(
             "headers",
-            DataTypes.MAP(DataTypes.STRING().not_null(), DataTypes.BYTES().not_null()).not_null(),
+            DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES()),
             None,
             True,
         )

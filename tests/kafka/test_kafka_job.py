@@ -13,7 +13,7 @@ from tests.kafka.jobs import Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.runs import events, wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.minicluster]
+pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
 BEYOND_THE_DELAY_S, WITHIN_THE_DELAY_S = 40, 19
 #: 60, 5, 26 and 9 % of the records: the skew at which a merged watermark loses half of the windows.

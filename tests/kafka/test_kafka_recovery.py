@@ -16,7 +16,7 @@ from tests.kafka.recount import CLOSER, all_windows_are_there, assert_topics_are
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, event, lines, skewed
 from tests.runs import python_workers, wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.minicluster]
+pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
 #: So many that the run is still going on when it has taken its first checkpoint.
 RECORDS = 150_000

@@ -12,7 +12,7 @@ import pytest
 from flink_jobs.broker import HOST, Broker, _free_ports
 from tests.kafka.jobs import Kafka
 
-pytestmark = [pytest.mark.kafka, pytest.mark.minicluster]
+pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
 WITHIN_S = 30
 
