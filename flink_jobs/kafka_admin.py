@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,6 +20,7 @@ from flink_jobs.errors import UserError
 
 #: All questions together must have their answer, or their fault, within 30 s.
 ANSWERS_WITHIN_S: Final = 12
+_POLL_S: Final = 0.1
 SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
 _LIMITS: Final = {"request.timeout.ms": "5000", "default.api.timeout.ms": "10000"}
 
@@ -155,11 +157,18 @@ class KafkaAdmin:
     def _config(self, kind: str, name: str, option: str) -> int | None:
         types = self._class("common.config.ConfigResource$Type")
         resource = self._class("common.config.ConfigResource")(types.valueOf(kind), name)
-        try:
-            found = self._get(self._admin.describeConfigs(self._list([resource])).all())
-        except KafkaRefusedError:
-            return None
-        return int(found[resource].get(option).value())
+        deadline = time.monotonic() + ANSWERS_WITHIN_S
+        while True:
+            try:
+                found = self._get(self._admin.describeConfigs(self._list([resource])).all())
+                return int(found[resource].get(option).value())
+            except KafkaRefusedError:
+                return None
+            except UnknownTopicError:
+                # Made a moment ago: the brokers learn of a topic after the one who made it.
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
     def _get(self, future: Any) -> Any:
         with self._explained():
@@ -190,6 +199,10 @@ class KafkaRefusedError(KafkaError):
     """The login is good, but it may not do this."""
 
 
+class UnknownTopicError(KafkaError):
+    """A topic is not there, or the broker does not know of it yet."""
+
+
 def _explain(fault: Any, servers: str) -> KafkaError:
     """One line from a Java exception and its causes."""
     chain = []
@@ -199,16 +212,9 @@ def _explain(fault: Any, servers: str) -> KafkaError:
     kinds = {kind for kind, _ in chain}
     kind, message = chain[-1]
     message = re.sub(r"\s+", " ", message)
-    if "SaslAuthenticationException" in kinds:
-        return KafkaError(
-            f"kafka.properties: the broker at {servers} refused the login ({message}); "
-            "correct sasl.jaas.config and sasl.mechanism"
-        )
-    if kinds & {"SslAuthenticationException", "SSLHandshakeException"}:
-        return KafkaError(
-            f"kafka.properties: TLS with the broker at {servers} failed ({message}); "
-            "correct the ssl.* properties"
-        )
+    login = _login_fault(kinds, message, servers)
+    if login:
+        return KafkaError(login)
     if any(each.endswith("AuthorizationException") for each in kinds):
         return KafkaRefusedError(
             f"kafka.properties: the login may not do that on {servers} ({message}); "
@@ -223,4 +229,21 @@ def _explain(fault: Any, servers: str) -> KafkaError:
             f"kafka.bootstrap_servers = {servers}: no broker answers there; start it or correct "
             "the address, and if it wants TLS or SASL set that in kafka.properties"
         )
+    if "UnknownTopicOrPartitionException" in kinds:
+        return UnknownTopicError(f"Kafka at {servers}: there is no such topic {message}".rstrip())
     return KafkaError(f"Kafka at {servers}: {kind}: {message}")
+
+
+def _login_fault(kinds: set[str], message: str, servers: str) -> str:
+    """What is wrong with the login or with TLS; "" when it is something else."""
+    if "SaslAuthenticationException" in kinds:
+        return (
+            f"kafka.properties: the broker at {servers} refused the login ({message}); "
+            "correct sasl.jaas.config and sasl.mechanism"
+        )
+    if kinds & {"SslAuthenticationException", "SSLHandshakeException"}:
+        return (
+            f"kafka.properties: TLS with the broker at {servers} failed ({message}); "
+            "correct the ssl.* properties"
+        )
+    return ""

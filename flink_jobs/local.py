@@ -267,6 +267,8 @@ def _local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> 
         "rest.bind-address": "127.0.0.1",
         # How often the counts of the progress line come.
         "heartbeat.interval": "1000",
+        # All is one process here: a machine that is starved for a minute has lost no part of it.
+        "heartbeat.timeout": "600000",
     }
     if checkpoint is not None:
         # Flink then owns the checkpoint, and removes it when it has a newer one.
