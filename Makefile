@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+JARS := jars
 DEMO_EVENTS ?= 200000
 TESTS ?= tests
 
-.PHONY: help run test check bench venv clean
+.PHONY: help run test check bench jars venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,6 +29,15 @@ check: venv  ## lint, format and types
 bench: venv  ## measure side by side; the table in bench/README.md comes from here
 	$(BIN)/python bench/main_job.py
 
+jars: $(JARS)/.ready  ## fetch the Kafka connector, and a broker for the tests, with Maven
+
+$(JARS)/.ready: docker/pom.xml
+	@command -v mvn >/dev/null || { echo "make jars needs Maven (and its Java): install it, on Debian with: apt-get install maven" >&2; exit 1; }
+	@rm -rf $(JARS)
+	mvn --quiet --batch-mode --file docker/pom.xml dependency:copy-dependencies
+	mvn --quiet --batch-mode --file docker/pom.xml --activate-profiles broker dependency:copy-dependencies
+	@touch $@
+
 venv: $(VENV)/.ready  ## create .venv with the exact versions of constraints.txt
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -39,4 +49,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 clean:  ## remove what make made
-	rm -rf $(VENV) $(DEMO) bench/data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(JARS) bench/data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

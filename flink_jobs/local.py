@@ -196,11 +196,12 @@ def _start(settings: Settings, plan: ReadPlan, folder: OutputFolder, tmp: Path) 
     from flink_jobs.main import run  # noqa: PLC0415 - it starts Java, in the place made for it
 
     with one_line("the job did not start"):
-        options = _local_options(folder, tmp, folder.newest_checkpoint())
+        options = local_options(folder, tmp, folder.newest_checkpoint())
         return run(settings, plan, folder.root, options)
 
 
-def _local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> dict[str, str]:
+def local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> dict[str, str]:
+    """The Flink options of a run on this machine, from a checkpoint where there is one."""
     options = {
         "execution.checkpointing.dir": flink_path(folder.checkpoints),
         "io.tmp.dirs": str(tmp),
@@ -234,7 +235,7 @@ def _wait(
         while not result.done():
             if interrupt.requested:
                 Console(stderr=True).print("stopping")
-                _cancel(job)
+                cancel(job)
                 return False
             _end_if_an_input_file_has_changed(job, plan)
             with suppress(Exception):  # the job may have ended since it was asked
@@ -263,11 +264,12 @@ def _end_if_an_input_file_has_changed(job: JobClient, plan: ReadPlan) -> None:
     try:
         refuse_changed_files(plan)
     except UserError:
-        _cancel(job)
+        cancel(job)
         raise
 
 
-def _cancel(job: JobClient) -> None:
+def cancel(job: JobClient) -> None:
+    """Cancel the job and wait until it has ended, for a bounded time."""
     deadline = time.monotonic() + _CANCEL_WITHIN_S
     with suppress(Exception):  # it may have ended by itself
         job.cancel()

@@ -33,11 +33,17 @@ _PREFIXES: Final = ("execution.state-recovery.", "execution.savepoint")
 
 
 def refuse_own_options(settings: Settings) -> None:
-    """Refuse a `[flink]` table that would set one of them.
+    """Refuse a `[flink]` table that would set one of them, and a job that is not for files.
 
     Raises:
         UserError: names it.
     """
+    if settings.source.kind != "files" or settings.sink.kind != "files":
+        raise UserError(
+            "source.kind and sink.kind: this command is for files; for Kafka run "
+            "python -m flink_jobs.kafka_job --config FILE",
+            WRONG_CALL,
+        )
     for name in settings.flink:
         if name in _NAMES or name.startswith(_PREFIXES):
             raise UserError(

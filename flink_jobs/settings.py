@@ -102,7 +102,9 @@ class _Table(BaseModel):
 class SourceSettings(_Table):
     """Where records come from, and the bounds of one record."""
 
-    kind: Literal["files"] = Field(default="files", description="where records come from")
+    kind: Literal["files", "kafka"] = Field(
+        default="files", description='where records come from: "files" or "kafka"'
+    )
     split_bytes: Whole = Field(
         default=3_000_000,
         ge=64,
@@ -227,9 +229,42 @@ class CheckpointSettings(_Table):
     )
 
 
-class SinkSettings(_Table):
-    """The output files."""
+class KafkaSettings(_Table):
+    """The Kafka cluster, and what is read from it."""
 
+    bootstrap_servers: str = Field(
+        default="", description='brokers to begin with: "host:port,host:port"'
+    )
+    topics: tuple[str, ...] = Field(default=(), description="topics to read")
+    topic_pattern: str = Field(
+        default="", description="instead of topics: a regular expression for whole names"
+    )
+    group: str = Field(default="breakwater", description="the consumer group")
+    start: Literal["earliest", "latest", "committed", "timestamp"] = Field(
+        default="earliest",
+        description='where a job without a checkpoint begins: "earliest", "latest", "committed" '
+        '(by the group) or "timestamp"',
+    )
+    start_timestamp_ms: Whole = Field(
+        default=0,
+        ge=0,
+        le=253_402_300_799_999,
+        description="for timestamp: the first record at or after it (ms since 1970)",
+    )
+    end: Literal["never", "latest"] = Field(
+        default="never", description='"latest" ends the run with what is there when it starts'
+    )
+    properties: FlinkOptions = Field(
+        default={}, description="any property of Kafka's clients (SASL, TLS), passed on as it is"
+    )
+
+
+class SinkSettings(_Table):
+    """The outputs: files, or topics with exactly-once transactions."""
+
+    kind: Literal["files", "kafka"] = Field(
+        default="files", description='where output goes: "files" or "kafka"'
+    )
     part_max_bytes: Whole = Field(
         default=134_217_728,
         ge=1024,
@@ -238,6 +273,36 @@ class SinkSettings(_Table):
     )
     rollover_interval_ms: Whole = Field(
         default=60_000, ge=100, le=_DAY_MS, description="a file is closed at this age"
+    )
+    processed_events_topic: str = Field(
+        default="processed-events", description="topic of the accepted events"
+    )
+    user_windows_topic: str = Field(default="user-windows", description="topic of the windows")
+    late_events_topic: str = Field(default="late-events", description="topic of the late events")
+    dead_letters_topic: str = Field(
+        default="dlq-{queue}", description="topics of the dead letters, one a failure category"
+    )
+    quarantine_topic: str = Field(
+        default="quarantine-{reason}", description="topics of the quarantine, one a reason"
+    )
+    ledger_topic: str = Field(default="ledger", description="topic of the counts")
+    create_topics: bool = Field(
+        default=True,
+        description="make output topics that are missing, with the broker's defaults; "
+        "false refuses to start",
+    )
+    transactional_id_prefix: str = Field(
+        default="breakwater",
+        description="begins the transactional ids: a job's own, and always the same for it",
+    )
+    transaction_timeout_ms: Whole = Field(
+        default=600_000,
+        ge=1000,
+        le=7 * _DAY_MS,
+        description="a transaction open for longer is lost: set it above any outage of the job",
+    )
+    properties: FlinkOptions = Field(
+        default={}, description="any property of Kafka's producer, over those of kafka.properties"
     )
 
 
@@ -256,6 +321,10 @@ class Settings(BaseSettings):
     poison: PoisonSettings = PoisonSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     sink: SinkSettings = SinkSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    jars: str = Field(
+        default="", description='folder of the connectors\' jars; "" finds what make jars fetched'
+    )
     flink: FlinkOptions = Field(default={}, description="any option of Flink, passed on as it is")
 
     @classmethod
@@ -502,6 +571,8 @@ def _wrong(detail: ErrorDetails) -> str:
         "int_parsing_size": "must be a smaller number",
         "int_from_float": "must be a whole number",
         "finite_number": "must be a whole number",
+        "bool_type": "must be true or false",
+        "bool_parsing": "must be true or false",
         "string_type": "must be text in quotes",
         "literal_error": f"must be {context.get('expected')}",
         "tuple_type": "must be a list",

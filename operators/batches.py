@@ -25,6 +25,7 @@ RECORDS: Final = pa.schema(
         pa.field("payload_bytes", pa.int64()),
         pa.field("checksum", pa.string()),
         pa.field("fault", pa.string()),
+        pa.field("headers", pa.map_(pa.string(), pa.binary())),
     ]
 )
 

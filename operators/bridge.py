@@ -288,3 +288,138 @@ def _array(values: list[Any], of: Any = None) -> Any:
     for i, value in enumerate(values):
         array[i] = value
     return array
+
+
+# --- Kafka ---------------------------------------------------------------------------------------
+
+#: What `kafka_lines` hands to a Kafka sink.
+KAFKA_RECORD: Final = DataTypes.ROW(
+    [
+        DataTypes.FIELD("topic", DataTypes.STRING()),
+        DataTypes.FIELD("key", DataTypes.BYTES()),
+        DataTypes.FIELD("value", DataTypes.BYTES()),
+        DataTypes.FIELD("headers", DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES())),
+    ]
+)
+
+
+def kafka_batch(
+    table_env: StreamTableEnvironment,
+    table: Table,
+    records: DataType,
+    *,
+    uid: str,
+    parallelism: int,
+    max_records: int,
+    max_bytes: int,
+    max_age_ms: int,
+    max_payload_bytes: int,
+    keep_bytes: int,
+) -> DataStream:
+    """Rows of Flink's Kafka source to Arrow batches (KafkaBatcher.java).
+
+    Args:
+        table_env: the table environment the table belongs to.
+        table: payload, key, topic, partition, offset, timestamp, headers.
+        records: the type of a batch's rows.
+        uid: uid and name of the step; the source's is the same with ``-source``.
+        parallelism: of both.
+        max_records: rows in a batch at most.
+        max_bytes: bytes after which a batch is handed on.
+        max_age_ms: how long the first row of a batch waits at most.
+        max_payload_bytes: a longer payload is cut.
+        keep_bytes: to this.
+    """
+    rows = rows_of(table_env, table)
+    _name_source(rows, f"{uid}-source")
+    limits = [max_records, max_bytes, max_age_ms, max_payload_bytes, keep_bytes]
+    refs = [_logical(records), *limits]
+    return _add(rows, "KafkaBatcher", uid, refs, BYTES.get_java_type_info(), parallelism)
+
+
+def kafka_lines(
+    lines: DataStream,
+    row: DataType,
+    *,
+    uid: str,
+    topic: str,
+    names: tuple[str, ...],
+    envelopes: bool,
+) -> DataStream:
+    """Lines to `KAFKA_RECORD` rows, one a line (KafkaLines.java).
+
+    Args:
+        lines: as `join_lines` takes them.
+        row: the first field is the line, the next ones fill the topic's names.
+        uid: uid and name of the step.
+        topic: name of the topic, with ``{names}``.
+        names: the row's fields after the first.
+        envelopes: whether the lines are envelopes, of which key and headers are made.
+    """
+    fields = get_gateway().jvm.java.util.ArrayList()
+    for name in names:
+        fields.add(name)
+    refs = [_logical(row), topic, fields, envelopes]
+    return _add(lines, "KafkaLines", uid, refs, _row_info(KAFKA_RECORD))
+
+
+def kafka_serializer(topic: str) -> Any:
+    """`KAFKA_RECORD` rows as Kafka records: the SQL connector's own serializer.
+
+    A topic, a key and headers for each record: the public interface has nothing like it (T39).
+
+    Args:
+        topic: name of the topic; one with ``{names}`` lets each row have its own.
+
+    Raises:
+        BridgeError: this connector's is another one.
+    """
+    jvm = get_gateway().jvm
+    name = "org.apache.flink.streaming.connectors.kafka.table.DynamicKafkaRecordSerializationSchema"
+    raw = jvm.org.apache.flink.formats.raw.RawFormatSerializationSchema(
+        _to_java_data_type(DataTypes.BYTES()).getLogicalType(), "UTF-8", True
+    )
+    key, value = _field_getter(1), _field_getter(2)
+    # Where the topic, the headers and the timestamp stand; -1: nowhere.
+    positions = _array([0, 3, -1], jvm.int)
+    fixed = None if "{" in topic else jvm.java.util.Collections.singletonList(topic)
+    any_topic = jvm.java.util.regex.Pattern.compile("[a-zA-Z0-9._-]+") if fixed is None else None
+    try:
+        (constructor,) = _class(name).getDeclaredConstructors()
+        constructor.setAccessible(True)
+        return constructor.newInstance(
+            _array([fixed, any_topic, None, raw, raw, key, value, True, positions, False])
+        )
+    except (Py4JError, ValueError) as error:
+        raise BridgeError(
+            f"the Kafka connector's {name.rpartition('.')[2]} has changed: Breakwater was built "
+            "for the version in docker/pom.xml, run `make jars`"
+        ) from error
+
+
+def _field_getter(at: int) -> Any:
+    """An array of one getter, of a field that holds bytes."""
+    jvm = get_gateway().jvm
+    getter = _class("org.apache.flink.table.data.RowData$FieldGetter")
+    array = jvm.java.lang.reflect.Array.newInstance(getter, 1)
+    array[0] = jvm.org.apache.flink.table.data.RowData.createFieldGetter(
+        _logical(DataTypes.BYTES()), at
+    )
+    return array
+
+
+def _name_source(rows: DataStream, uid: str) -> None:
+    """Give the steps from a table's source to a stream stable uids, like `name_sql_steps`."""
+    step = rows._j_data_stream.getTransformation()
+    seen = 0
+    while step.getInputs():
+        seen += 1
+        _pin(step, f"{uid}-{seen}")
+        (step,) = step.getInputs()
+    _pin(step, uid)
+
+
+def _pin(step: Any, uid: str) -> None:
+    """Uid and name together; Flink's own names have numbers that change with the flow."""
+    step.setUid(uid)
+    step.setName(uid)

@@ -17,6 +17,7 @@ from operators.outgoing import Accepted, Rejected
 from operators.records import Oddity, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
+from operators.rules.fitting import fitted
 from operators.rules.poison import PoisonRules
 from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
 
@@ -38,6 +39,7 @@ class IntakeRules:
         payload_limit_bytes: how much of an oversized record its envelope holds.
         output_bytes: what has come of an element is handed on when it has so many bytes.
         code_version: version of this code, for the envelope.
+        max_envelope_bytes: what the place of the envelopes takes; 0 for files.
     """
 
     contract: Contract
@@ -48,6 +50,7 @@ class IntakeRules:
     payload_limit_bytes: int
     output_bytes: int
     code_version: str
+    max_envelope_bytes: int = 0
 
     def judge(self) -> Judge:
         """The judge of single records."""
@@ -119,29 +122,39 @@ class Intake(ProcessFunction):  # type: ignore[misc]
     def _envelope(self, records: Records, row: int, why: Rejection, now_ms: int) -> bytes:
         topic, partition = records.origin.partition_of(row)
         odd = records.odd.get(row, Oddity())
-        return envelope_line(
-            records.payloads[row],
-            why,
-            Source(
-                topic=topic,
-                partition=partition,
-                offset=records.origin.offsets[row],
-                timestamp_ms=records.timestamp_ms(row),
-                key=records.key(row),
-            ),
-            contract=self._rules.contract,
-            now_ms=now_ms,
-            stage=STAGE,
-            code_version=self._rules.code_version,
-            # Only a record that is too long is cut: any other one must be fit to be sent again.
-            payload_limit_bytes=(
-                self._rules.payload_limit_bytes
-                if why.error_type == OVERSIZED
-                else self._rules.max_record_bytes
-            ),
-            payload_bytes=odd.payload_bytes,
-            full_checksum=odd.checksum,
+        payload = records.payloads[row]
+        # Only a record that is too long is cut: any other one must be fit to be sent again, where
+        # its envelope fits.
+        limit = (
+            self._rules.payload_limit_bytes
+            if why.error_type == OVERSIZED
+            else self._rules.max_record_bytes
         )
+        source = Source(
+            topic=topic,
+            partition=partition,
+            offset=records.origin.offsets[row],
+            timestamp_ms=records.timestamp_ms(row),
+            key=records.key(row),
+        )
+        metadata = records.headers(row)
+
+        def write(payload_limit_bytes: int) -> bytes:
+            return envelope_line(
+                payload,
+                why,
+                source,
+                contract=self._rules.contract,
+                now_ms=now_ms,
+                stage=STAGE,
+                code_version=self._rules.code_version,
+                payload_limit_bytes=payload_limit_bytes,
+                payload_bytes=odd.payload_bytes,
+                full_checksum=odd.checksum,
+                metadata=metadata,
+            )
+
+        return fitted(write, min(limit, len(payload)), self._rules.max_envelope_bytes)
 
 
 def judge_batch(records: Records, judge: Judge, event_type: EventType, now_ms: int) -> Judged:

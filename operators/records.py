@@ -78,6 +78,14 @@ class Records:
         """The key of a record, if its source has keys."""
         return None if self.batch is None else self.batch.column("key")[row].as_py()
 
+    def headers(self, row: int) -> dict[str, str]:
+        """The headers of a record as metadata of its envelope, if its source has them."""
+        found = None if self.batch is None else self.batch.column("headers")[row].as_py()
+        return {
+            f"header.{name}": (value or b"").decode("utf-8", "backslashreplace")
+            for name, value in found or ()
+        }
+
     def timestamp_ms(self, row: int) -> int | None:
         """The time that the source gave a record, if any."""
         return None if self.batch is None else self.batch.column("source_timestamp")[row].as_py()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -33,11 +34,18 @@ def settings_file(path: Path, **tables: dict[str, object]) -> Path:
     lines = []
     for table, values in tables.items():
         lines.append(f"[{table}]")
-        lines += [
-            f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in values.items()
-        ]
+        lines += [f"{key} = {toml(value)}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def toml(value: object) -> str:
+    """A value as TOML writes it, on one line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}" = {toml(each)}' for key, each in value.items()) + "}"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def command(*arguments: object) -> list[str]:

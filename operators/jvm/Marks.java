@@ -8,8 +8,13 @@
  *
  * A planned partition (a file) holds the watermark back from the start, at its first event's time if
  * that is known, until all its splits have been read; splits may arrive in any order, only the
- * unbroken run from the first counts. A partition that is not planned (a topic's) counts from its
- * first record and is left aside when idle.
+ * unbroken run from the first counts. A topic's partition has no end. Planned with OPEN splits it holds
+ * the watermark back from the start, until its first record: else the fastest partition of a backlog
+ * would make the others late. Planned as EMPTY, or not planned, it counts from its first record.
+ *
+ * A topic's partition is left aside when it is idle: silent for idleMs while others go on. Time in which
+ * no record comes at all (a broker that is away, a restart) counts for half of that at most, once a
+ * silence: else whichever partition comes back first would make the others late.
  *
  * Guarantee: marks are operator state, so after a restart the watermark goes on from where the
  * checkpoint had it, and is sent before any batch: what was late stays late, and what was not is not.
@@ -17,6 +22,8 @@
 public class Marks extends AbstractStreamOperator
         implements OneInputStreamOperator, ProcessingTimeService.ProcessingTimeCallback {
   private static final int VERSION = 1;
+  private static final long OPEN = -1;
+  private static final long EMPTY = -2;
   private final long delayMs;
   private final long idleMs;
   private final java.util.List plan;
@@ -24,6 +31,10 @@ public class Marks extends AbstractStreamOperator
   private transient ListState state;
   private long sent = Long.MIN_VALUE;
   private transient boolean resend;
+  private transient boolean topics;
+  /* Time that counts for idleness, up to the last record. */
+  private transient long active;
+  private transient long lastArrival;
 
   /** How far one partition has been read. */
   static class Mark {
@@ -31,6 +42,7 @@ public class Marks extends AbstractStreamOperator
     long next;
     long newest;
     Map ahead = new HashMap();
+    /* When its last record came, in active time. */
     transient long seen;
 
     boolean finished() {
@@ -52,9 +64,13 @@ public class Marks extends AbstractStreamOperator
     for (int i = 0; i < plan.size(); i++) {
       Object[] entry = (Object[]) plan.get(i);
       Mark mark = mark((String) entry[0]);
-      mark.splits = ((Number) entry[1]).longValue();
+      long splits = ((Number) entry[1]).longValue();
+      mark.splits = Math.max(splits, OPEN);
       mark.newest = ((Number) entry[2]).longValue();
+      mark.seen = splits == EMPTY ? -idleMs : 0;
+      topics = topics || splits < 0;
     }
+    topics = topics || plan.isEmpty();
     state = context.getOperatorStateStore().getListState(
         new ListStateDescriptor("marks", PrimitiveArrayTypeInfo.BYTE_PRIMITIVE_ARRAY_TYPE_INFO));
     Iterator saved = ((Iterable) state.get()).iterator();
@@ -66,7 +82,7 @@ public class Marks extends AbstractStreamOperator
 
   public void open() throws Exception {
     super.open();
-    if (idleMs > 0 && plan.isEmpty()) {
+    if (idleMs > 0 && topics) {
       processingTimeService.registerTimer(
           processingTimeService.getCurrentProcessingTime() + idleMs / 2, this);
     }
@@ -84,6 +100,8 @@ public class Marks extends AbstractStreamOperator
     }
     Row row = (Row) record.getValue();
     output.collect(record);
+    active = activeTime();
+    lastArrival = processingTimeService.getCurrentProcessingTime();
     java.io.DataInputStream in = new java.io.DataInputStream(
         new java.io.ByteArrayInputStream((byte[]) row.getField(0)));
     for (int n = in.readInt(); n > 0; n--) {
@@ -96,7 +114,7 @@ public class Marks extends AbstractStreamOperator
     Mark mark = (Mark) partitions.get(name);
     if (mark == null) {
       mark = new Mark();
-      mark.splits = -1;
+      mark.splits = OPEN;
       mark.newest = Long.MIN_VALUE;
       partitions.put(name, mark);
     }
@@ -106,7 +124,7 @@ public class Marks extends AbstractStreamOperator
   private void advance(Mark mark, long split, boolean last, int records, long newest) {
     getRuntimeContext().getLongCounter("received").add((long) records);
     getRuntimeContext().getLongCounter("splits").add(last ? 1L : 0L);
-    mark.seen = processingTimeService.getCurrentProcessingTime();
+    mark.seen = active;
     if (split < 0 || split == mark.next) {
       mark.newest = Math.max(mark.newest, newest);
       if (last) {
@@ -129,8 +147,13 @@ public class Marks extends AbstractStreamOperator
     }
   }
 
-  private void advanceWatermark() {
+  private long activeTime() {
     long now = processingTimeService.getCurrentProcessingTime();
+    return active + (lastArrival == 0 ? 0 : Math.min(now - lastArrival, idleMs / 2));
+  }
+
+  private void advanceWatermark() {
+    long now = activeTime();
     long least = Long.MAX_VALUE;
     Iterator marks = partitions.values().iterator();
     while (marks.hasNext()) {
@@ -198,7 +221,6 @@ public class Marks extends AbstractStreamOperator
       mark.splits = in.readLong();
       mark.next = in.readLong();
       mark.newest = in.readLong();
-      mark.seen = processingTimeService.getCurrentProcessingTime();
       for (int m = in.readInt(); m > 0; m--) {
         Long split = Long.valueOf(in.readLong());
         mark.ahead.put(split,

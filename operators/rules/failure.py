@@ -7,9 +7,10 @@ the infrastructure is back. It also names the queue of a dead letter.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 FailureCategory = Literal["transient", "persistent", "data_quality", "infrastructure"]
+CATEGORIES: Final[tuple[FailureCategory, ...]] = get_args(FailureCategory)
 
 DATA_QUALITY: Final = "data_quality"
 

@@ -14,6 +14,7 @@ from pyflink.table import DataTypes, StreamTableEnvironment
 
 from operators import bridge
 from operators.batches import Progress
+from operators.kafka_source import empty_partition, open_partition
 from operators.rules.splits import UNKNOWN_MS, FileProgress
 from operators.sinks import FileSinks
 from tests.minicluster.steps import WINDOW_MS, Describe, Origins, Script
@@ -204,12 +205,53 @@ def test_an_idle_partition_is_left_aside(committing: Any, tmp_path: Path) -> Non
     """It is quiet for longer than the idle timeout while the other goes on: its window closes."""
     script = [
         (topic("idle", 0), [0], 0),
-        (topic("busy", 10_000), [10_000], 0),
-        (topic("busy", 10_000), [10_000], 700),
+        *[(topic("busy", 10_000), [10_000], 100)] * 8,
         (topic("idle", 50), [50], 0),
     ]
     on_time, late = gate(committing, tmp_path, script, [], idle_ms=300)
-    assert (on_time, late) == ([0, 10_000, 10_000], [50])
+    assert (on_time, late) == ([0] + [10_000] * 8, [50])
+
+
+def test_a_silence_of_all_partitions_makes_none_of_them_idle(
+    committing: Any, tmp_path: Path
+) -> None:
+    """A broker that was away: the partition that comes back first must not make others late."""
+    script = [
+        (topic("slow", 0), [0], 0),
+        (topic("busy", 10_000), [10_000], 0),
+        (topic("busy", 10_000), [10_000], 1_500),
+        (topic("slow", 50), [50], 0),
+    ]
+    on_time, late = gate(committing, tmp_path, script, [], idle_ms=1_000)
+    assert (on_time, late) == ([0, 50, 10_000, 10_000], [])
+
+
+def test_a_planned_partition_of_a_topic_holds_the_watermark_back_until_its_first_record(
+    committing: Any, tmp_path: Path
+) -> None:
+    """Trap T56 at the start of a backlog; a partition that is known to be empty holds nothing."""
+    plan = [open_partition("slow", 0), open_partition("busy", 0), empty_partition("empty", 0)]
+    script = [
+        (topic("busy/0", 10_000), [10_000], 0),
+        (topic("slow/0", 50), [50], 0),
+        (topic("slow/0", 10_000), [10_000], 0),
+        (topic("empty/0", 60), [60], 0),
+    ]
+    on_time, late = gate(committing, tmp_path, script, plan, idle_ms=60_000)
+    assert (on_time, late) == ([50, 10_000, 10_000], [60])
+
+
+def test_a_planned_partition_that_stays_silent_is_left_aside_at_last(
+    committing: Any, tmp_path: Path
+) -> None:
+    """Its offsets may be nothing but the markers of transactions."""
+    script = [
+        *[(topic("busy/0", 10_000), [10_000], 100)] * 8,
+        (topic("markers/0", 50), [50], 0),
+    ]
+    plan = [open_partition("markers", 0)]
+    on_time, late = gate(committing, tmp_path, script, plan, idle_ms=300)
+    assert (on_time, late) == ([10_000] * 8, [50])
 
 
 def test_an_unread_file_holds_the_watermark_back_and_a_finished_one_does_not(

@@ -109,8 +109,8 @@ def test_a_killed_driver_is_resumed_with_another_parallelism(
 
 FORGETS_THE_CHECKPOINT = """
 import flink_jobs.local as local
-options = local._local_options
-local._local_options = lambda folder, tmp, checkpoint: options(folder, tmp, None)
+options = local.local_options
+local.local_options = lambda folder, tmp, checkpoint: options(folder, tmp, None)
 """
 
 

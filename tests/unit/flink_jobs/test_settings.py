@@ -118,7 +118,7 @@ def test_several_wrong_values_are_all_named_in_one_line(config):
         ("parallelism = nan", "parallelism = NaN: must be a whole number;"),
         ("parallelism = 'two'", 'parallelism = "two": must be a whole number;'),
         ("[contract]\nkey = 3", "contract.key = 3: must be text in quotes;"),
-        ("[source]\nkind = 'kafka'", "source.kind = \"kafka\": must be 'files';"),
+        ("[source]\nkind = 'redis'", "source.kind = \"redis\": must be 'files' or 'kafka';"),
         ("windows = 3", "windows = 3: must be a table; write [windows] in "),
         ("flink = 3", "flink = 3: must be a table;"),
         ("[poison]\npatterns = 'a'", 'poison.patterns = "a": must be a list;'),

@@ -35,6 +35,7 @@ ROWS = st.fixed_dictionaries(
         "payload_bytes": st.none() | INT64,
         "checksum": st.none() | TEXTS,
         "fault": st.none() | TEXTS,
+        "headers": st.none() | st.lists(st.tuples(TEXTS, st.none() | st.binary())),
     }
 )
 MARKS = st.builds(SplitMark, PARTITIONS, st.integers(0, 2**40), st.booleans())

@@ -39,7 +39,14 @@ def test_what_cannot_be_read_is_one_record_with_its_reason_and_place() -> None:
 def test_a_batch_of_rows_becomes_the_records_that_it_holds(mark: SplitMark | None) -> None:
     place = {"source_topic": "/in/a", "source_partition": 0}
     rows: list[dict[str, Any]] = [
-        {**place, "source_offset": 4, "payload": b"x", "key": b"k", "source_timestamp": 9},
+        {
+            **place,
+            "source_offset": 4,
+            "payload": b"x",
+            "key": b"k",
+            "source_timestamp": 9,
+            "headers": [("trace", b"t"), ("none", None), ("odd", b"\xff")],
+        },
         {**place, "source_offset": 5, "payload": None},
         {**place, "source_offset": 6, "payload": b"y", "payload_bytes": 8, "checksum": "s"},
         {**place, "source_offset": 8, "payload": b"", "fault": "torn"},
@@ -52,4 +59,6 @@ def test_a_batch_of_rows_becomes_the_records_that_it_holds(mark: SplitMark | Non
     assert records.payloads == [b"x", b"", b"y", b""]
     assert records.odd == {2: Oddity(8, "s"), 3: Oddity(fault="torn")}
     assert [records.key(row) for row in (0, 1)] == [b"k", None]
+    assert records.headers(0) == {"header.trace": "t", "header.none": "", "header.odd": "\\xff"}
+    assert records.headers(1) == {}
     assert [records.timestamp_ms(row) for row in (0, 1)] == [9, None]

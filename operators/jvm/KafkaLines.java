@@ -1,0 +1,132 @@
+/**
+ * Lines to the records of a Kafka sink, one a line.
+ *
+ * Input: as LineJoiner's: RowData whose first field is a line, ended by a newline, as bytes or a string,
+ * and whose next fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose
+ * second field is a block of such lines (bridge.ACCEPTED).
+ * Output: RowData(topic, key, value, headers). The topic is the template with the partition's names filled
+ * in. Of an envelope the key is its message_checksum, and what is known of the failure goes into headers
+ * too, so that tools can route and count without parsing the value.
+ *
+ * Keeps nothing: a crash neither loses nor doubles a record here.
+ */
+public class KafkaLines extends AbstractStreamOperator implements OneInputStreamOperator {
+  private final RowType type;
+  private final String topic;
+  private final java.util.List names;
+  private final boolean envelopes;
+  private final boolean text;
+  private transient org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory json;
+  private transient Map topics;
+
+  public KafkaLines(Object[] refs, StreamTask task, StreamConfig config, Output output,
+      ProcessingTimeService times) {
+    this.type = (RowType) refs[0];
+    this.topic = (String) refs[1];
+    this.names = (java.util.List) refs[2];
+    this.envelopes = ((Boolean) refs[3]).booleanValue();
+    this.text = type.getTypeAt(0).getTypeRoot() == LogicalTypeRoot.VARCHAR;
+    this.processingTimeService = times;
+    setup(task, config, output);
+  }
+
+  public void open() throws Exception {
+    super.open();
+    json = new org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory();
+    topics = new HashMap();
+  }
+
+  public void processElement(StreamRecord record) throws Exception {
+    Object value = record.getValue();
+    if (value instanceof RowData) {
+      send((RowData) value);
+    } else if (value instanceof Row) {
+      sendBlock((byte[]) ((Row) value).getField(1));
+    } else {
+      sendBatch((byte[]) value);
+    }
+  }
+
+  private void sendBatch(byte[] batch) throws Exception {
+    ArrowSerializer arrow = new ArrowSerializer(type, type);
+    arrow.open(new java.io.ByteArrayInputStream(batch), new java.io.ByteArrayOutputStream(0));
+    int rows = arrow.load();
+    for (int i = 0; i < rows; i++) {
+      send(arrow.read(i));
+    }
+    arrow.close();
+  }
+
+  private void sendBlock(byte[] lines) throws Exception {
+    BinaryStringData to = topicOf(null);
+    int begin = 0;
+    for (int end = 0; end < lines.length; end++) {
+      if (lines[end] == '\n') {
+        collect(to, null, java.util.Arrays.copyOfRange(lines, begin, end), null);
+        begin = end + 1;
+      }
+    }
+  }
+
+  private void send(RowData row) throws Exception {
+    byte[] line = text ? row.getString(0).toBytes() : row.getBinary(0);
+    int end = line.length > 0 && line[line.length - 1] == '\n' ? line.length - 1 : line.length;
+    byte[] value = java.util.Arrays.copyOf(line, end);
+    if (envelopes) {
+      Map headers = headersOf(value);
+      byte[] key = (byte[]) headers.get(BinaryStringData.fromString("breakwater-message-checksum"));
+      collect(topicOf(row), key, value, new org.apache.flink.table.data.GenericMapData(headers));
+    } else {
+      collect(topicOf(row), null, value, null);
+    }
+  }
+
+  private void collect(BinaryStringData to, byte[] key, byte[] value, Object headers) {
+    output.collect(new StreamRecord(GenericRowData.of(new Object[] {to, key, value, headers})));
+  }
+
+  private BinaryStringData topicOf(RowData row) {
+    String name = topic;
+    for (int i = 0; i < names.size(); i++) {
+      name = name.replace("{" + names.get(i) + "}", row.getString(i + 1).toString());
+    }
+    BinaryStringData known = (BinaryStringData) topics.get(name);
+    if (known == null) {
+      known = BinaryStringData.fromString(name);
+      topics.put(name, known);
+    }
+    return known;
+  }
+
+  /* Looks only at the fields of the envelope itself; nested ones are skipped. */
+  private Map headersOf(byte[] envelope) throws Exception {
+    Map headers = new LinkedHashMap();
+    org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser parser =
+        json.createParser(envelope);
+    parser.nextToken();
+    while (parser.nextToken()
+        == org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken.FIELD_NAME) {
+      String name = parser.currentName();
+      org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken token = parser.nextToken();
+      if (token.isStructStart()) {
+        parser.skipChildren();
+      } else if (isHeader(name) && parser.getTextLength() > 0
+          && token != org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken.VALUE_NULL) {
+        headers.put(BinaryStringData.fromString("breakwater-" + name.replace('_', '-')),
+            parser.getText().getBytes("UTF-8"));
+      }
+    }
+    parser.close();
+    return headers;
+  }
+
+  private static boolean isHeader(String name) {
+    return name.startsWith("source_") || name.startsWith("error_") || name.equals("message_checksum")
+        || name.equals("message_bytes") || name.equals("message_truncated") || name.equals("encoding")
+        || name.equals("failure_category") || name.equals("processing_stage")
+        || name.equals("processing_attempts") || name.equals("first_failure_time")
+        || name.equals("last_failure_time") || name.equals("fingerprint") || name.equals("disposition")
+        || name.equals("replay_count") || name.equals("code_version")
+        || name.equals("contract_version");
+  }
+}

@@ -1,0 +1,87 @@
+"""Exactly-once Kafka sinks: one record a line, in transactions that end with the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyflink.datastream.connectors import Sink
+from pyflink.datastream.data_stream import DataStream
+from pyflink.java_gateway import get_gateway
+from pyflink.table.types import DataType
+
+from operators.bridge import kafka_lines, kafka_serializer
+
+ENVELOPES: Final = ("dead_letters", "quarantine")
+#: Producers that write many small records want larger batches than Kafka's defaults; what waits is
+#: sent with the checkpoint in any case.
+_TUNING: Final = {
+    "linger.ms": "20",
+    "batch.size": "262144",
+    "compression.type": "lz4",
+    # The topic's own limit is the only one: the start looks at it, and envelopes are cut to fit.
+    "max.request.size": "67108864",
+}
+
+
+@dataclass(frozen=True)
+class KafkaSinks:
+    """Topics, one or several an output.
+
+    Guarantee: exactly once for readers with `isolation.level=read_committed`. Records are written
+    in transactions that are committed when the checkpoint that holds them is complete; what was
+    open when the job died is committed or aborted by the job that goes on from the checkpoint,
+    which has the same transactional ids. A transaction that stays open for longer than its timeout
+    is aborted by the broker: a job that is down for longer than that after a checkpoint loses what
+    this checkpoint was to commit. Other readers see aborted records too.
+
+    Attributes:
+        properties: client properties, with `bootstrap.servers`.
+        topics: name of the topic by output; ``{queue}`` and the like stand for a partition's name.
+        transactional_id_prefix: the job's; each sink appends its name.
+        transaction_timeout_ms: see above.
+    """
+
+    properties: Mapping[str, str]
+    topics: Mapping[str, str]
+    transactional_id_prefix: str
+    transaction_timeout_ms: int
+
+    def add(
+        self, name: str, rows: DataStream, row: DataType, partition_by: tuple[str, ...] = ()
+    ) -> None:
+        """Write the rows' lines to the topics of this name, see `Sinks.add`."""
+        records = kafka_lines(
+            rows,
+            row,
+            uid=f"{name}-records",
+            topic=self.topics[name],
+            names=partition_by,
+            envelopes=name in ENVELOPES,
+        )
+        records.sink_to(self._sink(name)).uid(name).name(name)
+
+    def _sink(self, name: str) -> Sink:
+        jvm = get_gateway().jvm
+        kafka = jvm.org.apache.flink.connector.kafka.sink
+        builder = (
+            kafka.KafkaSink.builder()
+            .setRecordSerializer(kafka_serializer(self.topics[name]))
+            .setDeliveryGuarantee(
+                jvm.org.apache.flink.connector.base.DeliveryGuarantee.EXACTLY_ONCE
+            )
+            .setTransactionalIdPrefix(f"{self.transactional_id_prefix}-{name}")
+            # A fixed set of ids: with a new one a checkpoint the broker would remember millions.
+            .setTransactionNamingStrategy(kafka.TransactionNamingStrategy.POOLING)
+        )
+        for key, value in self._producer_properties().items():
+            builder.setProperty(key, value)
+        return Sink(builder.build())
+
+    def _producer_properties(self) -> dict[str, Any]:
+        return {
+            **_TUNING,
+            **self.properties,
+            "transaction.timeout.ms": str(self.transaction_timeout_ms),
+        }

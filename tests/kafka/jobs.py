@@ -1,0 +1,221 @@
+"""Real topics and real runs of the Kafka job for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from flink_jobs.broker import Broker
+from tests.runs import settings_file, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN_ENDS_WITHIN_S = 240
+CLIENT_WITHIN_S = 30
+LARGEST_RECORD_BYTES = 8_000_000
+OUTPUTS = {
+    "processed_events": "processed-events",
+    "user_windows": "user-windows",
+    "late_events": "late-events",
+    "dead_letters": "dlq-{queue}",
+    "quarantine": "quarantine-{reason}",
+    "ledger": "ledger",
+}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A record as it was written, with its place."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes | None
+
+
+@dataclass
+class Kafka:
+    """A broker, and one test's names on it."""
+
+    broker: Broker
+    name: str
+    folder: Path
+    sent: list[Sent] = field(default_factory=list)
+
+    @property
+    def servers(self) -> str:
+        return self.broker.bootstrap_servers
+
+    def client(self, **more: Any) -> dict[str, Any]:
+        # The log level spares the tests' output the broker's comings and goings.
+        return {"bootstrap.servers": self.servers, "log_level": 0, **more}
+
+    def topic(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def create(self, name: str, partitions: int = 4, **config: str) -> str:
+        # Larger than what Breakwater takes: an oversized record must be able to come in.
+        config = {"max.message.bytes": str(LARGEST_RECORD_BYTES), **config}
+        topic = NewTopic(self.topic(name), partitions, 1, config=config)
+        # The client must outlive the call.
+        admin = AdminClient(self.client())
+        (made,) = admin.create_topics([topic]).values()
+        made.result(CLIENT_WITHIN_S)
+        return self.topic(name)
+
+    def send(self, topic: str, records: Iterable[tuple[int, bytes | None]], **more: Any) -> None:
+        """Write (partition, value) records, and remember what has got which offset."""
+        producer = Producer(self.client(**{"message.max.bytes": LARGEST_RECORD_BYTES}))
+
+        def written(error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            self.sent.append(Sent(topic, message.partition(), message.offset(), message.value()))
+
+        for i, (partition, value) in enumerate(records):
+            producer.produce(topic, value, partition=partition, on_delivery=written, **more)
+            if i % 1000 == 0:
+                producer.poll(0)
+        assert producer.flush(CLIENT_WITHIN_S) == 0, f"not all of {topic} was written"
+
+    def read(self, topics: Iterable[str]) -> list[Message]:
+        """All that a read_committed consumer finds, up to the present end."""
+        known = AdminClient(self.client()).list_topics(timeout=CLIENT_WITHIN_S).topics
+        places = [
+            TopicPartition(topic, number, OFFSET_BEGINNING)
+            for topic in topics
+            if topic in known
+            for number in known[topic].partitions
+        ]
+        options = {
+            "group.id": "unused",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+        consumer = Consumer(self.client(**options))
+        consumer.assign(places)
+        found, ended = [], set()
+        try:
+            while len(ended) < len(places):
+                message = consumer.poll(CLIENT_WITHIN_S)
+                assert message is not None, f"no end of {topics} within {CLIENT_WITHIN_S} s"
+                error = message.error()
+                if error is None:
+                    found.append(message)
+                else:
+                    assert error.code() == KafkaError._PARTITION_EOF, error
+                    ended.add((message.topic(), message.partition()))
+        finally:
+            consumer.close()
+        return found
+
+    def settle(self) -> None:
+        """Wait until every transaction has ended.
+
+        A commit is done for the one who commits when the coordinator has written it down; the
+        markers that make the records visible follow a moment later.
+        """
+        admin = AdminClient(self.client())
+        topics = admin.list_topics(timeout=CLIENT_WITHIN_S).topics
+        places = [
+            TopicPartition(topic, number)
+            for topic in topics
+            if topic.startswith(self.name)
+            for number in topics[topic].partitions
+        ]
+
+        def ends(isolation: IsolationLevel) -> list[int]:
+            asked = {place: OffsetSpec.latest() for place in places}
+            found = admin.list_offsets(asked, isolation_level=isolation)
+            return [found[place].result(CLIENT_WITHIN_S).offset for place in places]
+
+        wait_until(
+            "the end of all transactions",
+            lambda: ends(IsolationLevel.READ_COMMITTED) == ends(IsolationLevel.READ_UNCOMMITTED),
+            CLIENT_WITHIN_S,
+        )
+
+    def output(self, output: str) -> list[Message]:
+        """The committed records of an output, from all its topics."""
+        prefix = self.topic(OUTPUTS[output].split("{")[0])
+        topics = AdminClient(self.client()).list_topics(timeout=CLIENT_WITHIN_S).topics
+        return self.read(topic for topic in topics if topic.startswith(prefix))
+
+    def rows(self, output: str) -> list[dict[str, Any]]:
+        return [json.loads(message.value()) for message in self.output(output)]
+
+    # --- the job ---------------------------------------------------------------------------------
+
+    def settings(self, **tables: dict[str, object]) -> Path:
+        """A settings file: this test's topics, and small windows and batches."""
+        defaults: dict[str, dict[str, object]] = {
+            "source": {"kind": "kafka"},
+            "kafka": {
+                "bootstrap_servers": self.servers,
+                "topics": [self.topic("in")],
+                "group": self.name,
+                "end": "latest",
+            },
+            "sink": {
+                "kind": "kafka",
+                "transactional_id_prefix": self.name,
+                **{f"{name}_topic": self.topic(topic) for name, topic in OUTPUTS.items()},
+            },
+            "windows": {"size_ms": 10_000, "watermark_delay_ms": 20_000},
+            "batch": {"max_records": 300},
+            "checkpoint": {"interval_ms": 500},
+        }
+        merged = {
+            name: {**defaults.get(name, {}), **tables.get(name, {})}
+            for name in [*defaults, *(set(tables) - set(defaults))]
+        }
+        return settings_file(self.folder / "kafka.toml", **merged)
+
+    def command(self, config: Path) -> list[str]:
+        state = self.folder / "state"
+        return [
+            sys.executable, "-m", "flink_jobs.kafka_job",
+            "--config", str(config), "--local", str(state),
+        ]  # fmt: skip
+
+    def run(self, config: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run the job to its end."""
+        ended = subprocess.run(
+            self.command(config), capture_output=True, text=True, check=False, cwd=ROOT,
+            timeout=RUN_ENDS_WITHIN_S, env={**os.environ, **environ},
+        )  # fmt: skip
+        if ended.returncode == 0:
+            self.settle()
+        return ended
+
+    @contextmanager
+    def started(self, config: Path) -> Iterator[subprocess.Popen[str]]:
+        """Start the job; what the test does not end is killed."""
+        process = subprocess.Popen(
+            self.command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=RUN_ENDS_WITHIN_S)
