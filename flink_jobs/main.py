@@ -22,6 +22,7 @@ from pyflink.table import DataTypes, Schema, StreamTableEnvironment
 from pyflink.table.types import RowType
 
 from flink_jobs.errors import UserError
+from flink_jobs.faults import one_line
 from flink_jobs.files import line_limits, plan_files
 from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
@@ -79,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = load_settings(call.config)
         plan = plan_files(settings, call.input, call.output)
-        run(settings, plan, call.output, {}).get_job_execution_result().result()
+        with one_line("the run failed"):
+            run(settings, plan, call.output, {}).get_job_execution_result().result()
     except UserError as error:
         print(f"breakwater: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

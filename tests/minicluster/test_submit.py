@@ -77,6 +77,19 @@ def test_a_foreseeable_fault_is_one_line_and_exit_code_2(
     assert ended.stderr == f"breakwater: {told}\n"
 
 
+def test_a_job_that_cannot_start_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b"{}\n")
+    config = settings_file(tmp_path / "s.toml", flink={"execution.checkpointing.interval": "soon"})
+    ended = submit(
+        "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--config", config,
+        tmp=tmp_path,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("breakwater: ")]
+    assert "the run failed" in line
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_missing_argument_is_named(tmp_path: Path) -> None:
     ended = submit("--input", "x", tmp=tmp_path)
     assert ended.returncode == 2
