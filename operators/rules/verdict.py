@@ -13,7 +13,8 @@ What is checked, in this order; the first that applies decides:
    `Contract.error_types` names the record.
 
 Fields that the contract does not name are checked to be JSON, and otherwise left alone. Of a key
-that comes twice the last value counts, but each value has to be good.
+that comes twice the last value counts, but each value has to be good. Only intake's happy path,
+which takes times as texts first (`operators.events`), sees just the last one of a time.
 """
 
 from __future__ import annotations
