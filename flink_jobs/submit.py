@@ -1,0 +1,153 @@
+"""Handing the job to a cluster: `flink run` of the installed PyFlink, with the right options."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flink_jobs.errors import FAILED, UserError
+from flink_jobs.jars import PROJECT_JARS
+from flink_jobs.java import find_java
+from flink_jobs.package import Package
+from flink_jobs.rest import Rest, reason_of
+
+SUBMITTED_WITHIN_S: Final = 180.0
+ENTRY: Final = "flink_jobs.on_cluster"
+
+
+class SubmitError(UserError):
+    """The job was not taken: one line with the reason."""
+
+
+class _Result(msgspec.Struct):
+    """What `on_cluster` tells."""
+
+    job_id: str = ""
+    error: str = ""
+    exit_code: int = FAILED
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What to hand over, and where.
+
+    Attributes:
+        target: "host:port" of the JobManager's REST interface.
+        package: the zip with code, SQL and settings.
+        config: a settings file instead of the package's own.
+        from_savepoint: savepoint or retained checkpoint to go on from; "" starts anew.
+        worker_python: the Python on the cluster's machines; ours is there too if it is "".
+    """
+
+    target: str
+    package: Package
+    config: Path | None = None
+    from_savepoint: str = ""
+    worker_python: str = ""
+
+
+def flink_home() -> Path:
+    """The folder of the installed PyFlink, which is a whole Flink.
+
+    Raises:
+        SubmitError: PyFlink is not installed.
+    """
+    spec = importlib.util.find_spec("pyflink")
+    for place in (spec and spec.submodule_search_locations) or ():
+        return Path(place)
+    raise SubmitError("PyFlink is not installed: run make venv, or pip install apache-flink==2.3.0")
+
+
+def submit(submission: Submission) -> str:
+    """Submit a job and return its id, without waiting for more.
+
+    Raises:
+        UserError: no cluster there, wrong settings, a missing jar, or Flink's own reason.
+    """
+    Rest(submission.target).get("/overview")
+    java = find_java(os.environ)
+    with tempfile.TemporaryDirectory(prefix="breakwater-submit-") as tmp:
+        folder = Path(tmp)
+        config = submission.config or submission.package.extract_settings(folder)
+        result = folder / "result.json"
+        said = _run_flink(
+            flink_run(submission, config, result), _environment(os.environ, java.home, folder)
+        )
+        if not result.exists():
+            raise SubmitError(f"{submission.target} did not take the job: {refusal(said)}")
+        told = msgspec.json.decode(result.read_bytes(), type=_Result)
+        if told.error:
+            raise SubmitError(told.error, told.exit_code)
+        return told.job_id
+
+
+def flink_run(submission: Submission, config: Path, result: Path) -> list[str]:
+    """The command line (traps T2, T8, T50): code by -pyfs, entry by -pym, both Pythons named."""
+    python = submission.worker_python or sys.executable
+    start_from = ["-s", submission.from_savepoint] if submission.from_savepoint else []
+    return [
+        "bash", str(flink_home() / "bin" / "flink"), "run", "--detached",
+        "-m", submission.target.rpartition("://")[2],
+        *start_from,
+        "-pyclientexec", sys.executable,
+        "-pyexec", python,
+        "-pyfs", str(submission.package.path),
+        "-pym", ENTRY,
+        "--config", str(config.resolve()),
+        "--worker-python", python,
+        "--package-id", submission.package.checksum,
+        "--result", str(result),
+        *(["--jars", str(PROJECT_JARS)] if PROJECT_JARS.is_dir() else []),
+    ]  # fmt: skip
+
+
+def _run_flink(command: list[str], environ: dict[str, str]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603, PyFlink's own script
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            timeout=SUBMITTED_WITHIN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SubmitError(
+            f"flink run gave no answer within {SUBMITTED_WITHIN_S:g} s; the job may have been "
+            "taken: look with breakwater status"
+        ) from None
+    return done.stdout.decode(errors="replace")
+
+
+def _environment(environ: Mapping[str, str], java: Path, folder: Path) -> dict[str, str]:
+    """The client's: no other Flink, our code from the package only, its log out of the way."""
+    strangers = ("FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR", "PYTHONPATH")
+    return {
+        **{name: value for name, value in environ.items() if name not in strangers},
+        "JAVA_HOME": str(java),
+        "FLINK_HOME": str(flink_home()),
+        "FLINK_LOG_DIR": str(folder),
+        "TMPDIR": str(folder),
+    }
+
+
+def refusal(said: str) -> str:
+    """The one line of all that `flink run` prints that tells why it did not submit."""
+    faults = re.findall(r"^breakwater: (.*)$", said, re.MULTILINE)
+    python = re.findall(r"^(?:[\w.]+)?(?:Error|Exception): .*$", said, re.MULTILINE)
+    if faults:
+        return str(faults[-1])
+    if "Caused by: " in said:
+        return reason_of(said)
+    return str(python[-1]) if python else reason_of(said)
