@@ -22,7 +22,7 @@ from flink_jobs.java import find_java
 from flink_jobs.rest import Rest, RestError
 from flink_jobs.submit import flink_home
 
-ANSWERS_WITHIN_S: Final = 90.0
+ANSWERS_WITHIN_S: Final = 180.0
 STOPS_WITHIN_S: Final = 30.0
 _POLL_S: Final = 0.2
 _LOG_TAIL_CHARS: Final = 300

@@ -88,6 +88,12 @@ class Rest:
         found: dict[str, Any] = self.get(f"/jobs/{job_id}/checkpoints")
         return found
 
+    def newest_checkpoint(self, job_id: str) -> str:
+        """Where a job's newest checkpoint is; "" when it has none outside of the JobManager."""
+        latest: dict[str, Any] = self.checkpoints(job_id).get("latest") or {}
+        path = str((latest.get("completed") or {}).get("external_path") or "")
+        return "" if path.startswith("<") else path
+
     def failure(self, job_id: str) -> str:
         """Why a job failed last, in one line; "" when it did not."""
         history = self.get(f"/jobs/{job_id}/exceptions").get("exceptionHistory", {})

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ class Deployment(Kafka):
         wait_until(f"the end of {job}", lambda: self.cluster.rest.state(job) in ENDED, SOON_S)
         assert self.cluster.rest.state(job) == "FINISHED", self.cluster.rest.failure(job)
 
+    def end_and_drain(self, job: str) -> None:
+        """All that was sent has been read; the job is ended for ever, and closes its windows."""
+
+        def all_read() -> bool:
+            return {p["lag"] for p in self.status(job)["partitions"]} == {0}
+
+        wait_until(f"{job} has read all", all_read, SOON_S)
+        self.did("stop", "--target", self.cluster.target, "--job", job, "--drain")
+
     def wait_for_output(self, output: str, n: int) -> None:
         wait_until(f"{n} of {output}", lambda: len(self.output(output)) >= n, SOON_S)
 
@@ -109,8 +119,7 @@ class Deployment(Kafka):
 
         def write() -> None:
             while not ended.wait(0.05):
-                for _ in range(PER_TICK):
-                    partition, value = next(records)
+                for partition, value in islice(records, PER_TICK):
                     producer.produce(topic, value, partition=partition, on_delivery=written)
                 producer.poll(0)
 
@@ -124,8 +133,8 @@ class Deployment(Kafka):
             assert producer.flush(CLIENT_WITHIN_S) == 0, f"not all of {topic} was written"
 
 
-#: 20 ticks a second: 2000 records a second.
-PER_TICK = 100
+#: 20 ticks a second: 1000 records a second, which are 10 s of event time.
+PER_TICK = 50
 
 
 def job_in(said: str) -> str:

@@ -1,0 +1,53 @@
+"""Other versions of the project and of a user's contract, as files that a package is made of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flink_jobs.package import PACKAGES
+from tests.kafka.jobs import ROOT
+
+CONTRACT = '''
+"""A shop's events."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+
+class Event(msgspec.Struct):
+    user_id: Annotated[str, msgspec.Meta(min_length=1)]
+    product_id: Annotated[str, msgspec.Meta(min_length=1)]
+    action: Literal["view", "click", "purchase", "add_to_cart"]
+    price: Annotated[float, msgspec.Meta(ge=0)]
+    timestamp: datetime
+'''
+ONE_MORE_FIELD = "    channel: str | None = None\n"
+
+RECEIVED = '    received = unbatch(side_output(judged, COUNTS_TAG), LINE, uid="received")\n'
+ONE_MORE_STEP = """
+    table_env.create_temporary_view("counts", table_env.from_data_stream(received))
+    counts = table_env.sql_query("SELECT line FROM counts WHERE line IS NOT NULL")
+    received = rows_of(table_env, counts)
+    name_sql_steps(received, "one-more-step")
+"""
+
+
+def contract(folder: Path, text: str = CONTRACT) -> Path:
+    """A user's folder with a module `shop`."""
+    folder.mkdir()
+    (folder / "shop.py").write_text(text)
+    return folder
+
+
+def source(folder: Path, file: str, old: str, new: str) -> Path:
+    """The project's source with one change; the change must be one."""
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    changed = folder / file
+    text = changed.read_text()
+    assert text.count(old) == 1, f"{file} has not exactly one {old!r}: mend this test"
+    changed.write_text(text.replace(old, new))
+    return folder
