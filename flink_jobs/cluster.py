@@ -42,7 +42,7 @@ _OPTIONS: Final = {
     "env.java.opts.jobmanager": _JVM,
     "env.java.opts.taskmanager": _JVM,
     "heartbeat.interval": "1000",
-    "heartbeat.timeout": "10000",
+    "heartbeat.timeout": "30000",
     "metrics.fetcher.update-interval": "1000",
     "web.refresh-interval": "1000",
 }

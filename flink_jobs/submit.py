@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -57,14 +58,18 @@ class Submission:
 
 
 def flink_home() -> Path:
-    """The folder of the installed PyFlink, which is a whole Flink.
+    """The installed PyFlink's folder, which is a whole Flink; in an image the image's own Flink.
+
+    Another Flink that FLINK_HOME names is taken only when it is of PyFlink's version.
 
     Raises:
         SubmitError: PyFlink is not installed.
     """
     spec = importlib.util.find_spec("pyflink")
     for place in (spec and spec.submodule_search_locations) or ():
-        return Path(place)
+        named = Path(os.environ.get("FLINK_HOME") or place)
+        same = (named / "lib" / f"flink-dist-{version('apache-flink')}.jar").is_file()
+        return named if same else Path(place)
     raise SubmitError("PyFlink is not installed: run make venv, or pip install apache-flink==2.3.0")
 
 

@@ -8,7 +8,7 @@ from tests.cluster.deploy import Deployment
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines, skewed
 
-pytestmark = [pytest.mark.kafka, pytest.mark.cluster]
+pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def test_a_bounded_run_on_the_cluster_is_right(deployment: Deployment) -> None:

@@ -12,7 +12,7 @@ from tests.cluster.deploy import Deployment, job_in
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines, skewed
 
-pytestmark = [pytest.mark.kafka, pytest.mark.cluster]
+pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SHOP = {"contract": {"type": "shop:Event"}}
 #: More than are sent in the time that a test takes.
