@@ -28,7 +28,8 @@ _POLL_S: Final = 0.2
 _LOG_TAIL_CHARS: Final = 300
 _JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
-#: Small heaps; what is lost is noticed in seconds, and metrics are at most a second old.
+#: Small heaps. A lost process is noticed in seconds by its connections; the heartbeat is patient,
+#: because a machine that is busy with other things may stop ours for long. Metrics are a second old.
 _OPTIONS: Final = {
     "jobmanager.rpc.address": HOST,
     "jobmanager.bind-host": HOST,
@@ -42,7 +43,7 @@ _OPTIONS: Final = {
     "env.java.opts.jobmanager": _JVM,
     "env.java.opts.taskmanager": _JVM,
     "heartbeat.interval": "1000",
-    "heartbeat.timeout": "30000",
+    "heartbeat.timeout": "120000",
     "metrics.fetcher.update-interval": "1000",
     "web.refresh-interval": "1000",
 }

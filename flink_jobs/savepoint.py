@@ -6,6 +6,8 @@ say only the hash of an operator, after the old job has been stopped.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +17,7 @@ from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.java_gateway import get_gateway
 
 from flink_jobs.errors import WRONG_CALL, UserError
+from flink_jobs.java import find_java
 
 #: Flink's option to leave state behind on purpose.
 IGNORE: Final = "execution.state-recovery.ignore-unclaimed-state"
@@ -131,3 +134,21 @@ def _state_names(subtask: Any) -> Iterator[str]:
 def _cause(error: Py4JError) -> str:
     java = getattr(error, "java_exception", None)
     return str(java.toString()).rpartition("Exception: ")[2] if java is not None else str(error)
+
+
+def main() -> None:
+    """List what is in a savepoint: ``python -m flink_jobs.savepoint PATH``."""
+    try:
+        if len(sys.argv) != 2:
+            raise UserError("give one path: python -m flink_jobs.savepoint PATH", WRONG_CALL)
+        os.environ["JAVA_HOME"] = str(find_java(os.environ).home)
+        for each in read_savepoint(sys.argv[1], with_states=True):
+            print(f"{each.uid} | {each.name} | {', '.join(each.states) or '-'}")
+    except UserError as error:
+        print(f"breakwater: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    get_gateway().shutdown()
+
+
+if __name__ == "__main__":
+    main()

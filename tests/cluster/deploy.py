@@ -22,8 +22,8 @@ from flink_jobs.rest import ENDED, RestError
 from tests.kafka.jobs import CLIENT_WITHIN_S, LARGEST_RECORD_BYTES, Kafka, Sent
 from tests.runs import wait_until
 
-COMMAND_ENDS_WITHIN_S = 240
-SOON_S = 120
+COMMAND_ENDS_WITHIN_S = 600
+SOON_S = 300
 
 
 @dataclass
@@ -110,7 +110,9 @@ class Deployment(Kafka):
     def flowing(self, topic: str, records: Iterator[tuple[int, bytes | None]]) -> Iterator[None]:
         """Write records at a steady rate for as long as the block lasts, and remember them."""
         ended = threading.Event()
-        producer = Producer(self.client(**{"message.max.bytes": LARGEST_RECORD_BYTES}))
+        # Idempotent: a broker that is killed must not get a record twice.
+        options = {"message.max.bytes": LARGEST_RECORD_BYTES, "enable.idempotence": True}
+        producer = Producer(self.client(**options))
 
         def written(error: Any, message: Any) -> None:
             if error is None:
