@@ -29,7 +29,7 @@ _LOG_TAIL_CHARS: Final = 300
 _JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 #: Small heaps. A lost process is noticed in seconds by its connections; the heartbeat is patient,
-#: because a machine that is busy with other things may stop ours for long. Metrics are a second old.
+#: because a machine that is busy may stop ours for long. Metrics are at most a second old.
 _OPTIONS: Final = {
     "jobmanager.rpc.address": HOST,
     "jobmanager.bind-host": HOST,

@@ -121,7 +121,7 @@ class Rest:
 
         Args:
             job_id: the job.
-            folder: where the savepoint goes, as the cluster reaches it.
+            folder: where the savepoint goes, as the cluster reaches it; "" for its own folder.
             kind: canonical can be read by any state backend, native is faster and smaller.
             within_s: limit.
             drain: end for ever: windows close and everything pending comes out.
@@ -132,7 +132,7 @@ class Rest:
         Raises:
             RestError: no savepoint could be made, with Flink's reason; the job goes on.
         """
-        body = {"targetDirectory": folder, "drain": drain, "formatType": kind.upper()}
+        body = {"targetDirectory": folder or None, "drain": drain, "formatType": kind.upper()}
         trigger = self.post(f"/jobs/{job_id}/stop", body)["request-id"]
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
@@ -201,17 +201,21 @@ class _NotFoundError(RestError):
 
 
 def reason_of(trace: str) -> str:
-    """The one line of a Java stack trace that tells what happened: its innermost cause."""
-    causes = re.findall(r"^(?:Caused by: )(?:[\w$]+\.)*([\w$]+(?:: .*)?)$", trace, re.MULTILINE)
+    """The one line of a stack trace that tells what happened: Python's own, else Java's cause."""
+    _, found, python = trace.rpartition("Traceback (most recent call last)")
+    if found and (errors := re.findall(r"^[A-Za-z_][\w.]*(?:: .*)?$", python, re.MULTILINE)):
+        return str(errors[0])
+    # Py4J puts ": " before the first class, Java itself "Caused by: " before the inner ones.
+    causes = re.findall(r"^(?:Caused by|): (?:[\w$]+\.)*([\w$]+(?:: .*)?)$", trace, re.MULTILINE)
     if causes:
         return str(causes[-1])
-    lines = [
-        line.strip()
-        for line in trace.splitlines()
-        if line.strip() and not line.startswith(("\tat ", "Internal server error", "<Exception"))
-        and line.strip() != "End of exception on server side>"
-    ]  # fmt: skip
+    lines = [line.strip() for line in trace.splitlines() if _tells(line)]
     return re.sub(r"^(?:[\w$]+\.)+(?=[\w$]+(?::|$))", "", lines[0]) if lines else "no reason given"
+
+
+def _tells(line: str) -> bool:
+    frames = ("\tat ", "Internal server error", "<Exception", "End of exception on server side>")
+    return bool(line.strip()) and not line.startswith(frames)
 
 
 def _because(rest: Rest, job_id: str) -> str:

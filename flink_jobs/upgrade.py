@@ -115,6 +115,8 @@ def upgrade(plan: Upgrade, say: Say) -> str:
     except UserError as error:
         # Step 5
         say(f"it does not run: {error.message}")
+        # A client that was cut off does not know of the job that the cluster has taken.
+        job_id = job_id or _job_of(rest, plan.new.package)
         again = _go_back(rest, job_id, replace(plan.old, from_savepoint=savepoint), plan.within_s)
         raise UpgradeError(
             f"the new version does not run ({error.message}); the old one goes on as job {again}, "
@@ -136,8 +138,7 @@ def require_running(rest: Rest, job_id: str, package: Package) -> None:
             "--from-savepoint",
             WRONG_CALL,
         )
-    parameters = rest.get(f"/jobs/{job_id}/config")["execution-config"]["user-config"]
-    runs = parameters.get(_PACKAGE, "")
+    runs = _package_of(rest, job_id)
     if runs != package.checksum:
         what = f"from the package with sha256 {runs}" if runs else "from no package"
         raise UpgradeError(
@@ -145,6 +146,18 @@ def require_running(rest: Rest, job_id: str, package: Package) -> None:
             f"(sha256 {package.checksum}); name the one that it was submitted with",
             WRONG_CALL,
         )
+
+
+def _package_of(rest: Rest, job_id: str) -> str:
+    """The checksum of the package that a job was submitted with; "" without one."""
+    parameters = rest.get(f"/jobs/{job_id}/config")["execution-config"]["user-config"]
+    return str(parameters.get(_PACKAGE, ""))
+
+
+def _job_of(rest: Rest, package: Package) -> str:
+    """The job that runs from a package; "" when none does."""
+    running = [job["jid"] for job in rest.jobs() if job["state"] not in ENDED]
+    return next((job for job in running if _package_of(rest, job) == package.checksum), "")
 
 
 def _wait_for_checkpoint(rest: Rest, job_id: str, within_s: float) -> None:

@@ -26,13 +26,16 @@ class Event(msgspec.Struct):
 '''
 ONE_MORE_FIELD = "    channel: str | None = None\n"
 
-RECEIVED = '    received = unbatch(side_output(judged, COUNTS_TAG), LINE, uid="received")\n'
+WINDOWS = '    name_sql_steps(user_windows, "user-windows")\n'
 ONE_MORE_STEP = """
-    table_env.create_temporary_view("counts", table_env.from_data_stream(received))
-    counts = table_env.sql_query("SELECT line FROM counts WHERE line IS NOT NULL")
-    received = rows_of(table_env, counts)
-    name_sql_steps(received, "one-more-step")
+    table_env.create_temporary_view("written", table_env.from_data_stream(user_windows))
+    written = table_env.sql_query("SELECT line FROM written WHERE line <> ''")
+    user_windows = rows_of(table_env, written)
+    name_sql_steps(user_windows, "one-more-step")
 """
+
+OPEN = "    def open(self, runtime_context: RuntimeContext) -> None:\n"
+FAILS = '        raise RuntimeError("this version cannot run")\n'
 
 
 def contract(folder: Path, text: str = CONTRACT) -> Path:

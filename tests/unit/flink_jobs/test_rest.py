@@ -21,6 +21,16 @@ Caused by: java.io.FileNotFoundException: /nowhere/_metadata
 \t... 3 more
 """
 
+PYTHON = """java.lang.RuntimeException: Failed to close
+Caused by: java.lang.RuntimeException: Error received from SDK harness for instruction 1: \
+Traceback (most recent call last):
+  File "x.py", line 1, in open
+    raise RuntimeError("this one")
+RuntimeError: this one
+
+\tat org.apache.beam.X.y(X.java:1)
+"""
+
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
@@ -95,6 +105,8 @@ def test_flinks_own_reason_is_told() -> None:
 def test_the_reason_is_the_innermost_cause() -> None:
     assert reason_of(TRACE) == "FileNotFoundException: /nowhere/_metadata"
     assert reason_of("org.apache.flink.E: what it says\n\tat x") == "E: what it says"
+    assert reason_of("An error occurred.\n: java.lang.Illegal: not so\n\tat x") == "Illegal: not so"
+    assert reason_of(PYTHON) == "RuntimeError: this one"
     assert reason_of("") == "no reason given"
 
 
