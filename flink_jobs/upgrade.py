@@ -15,6 +15,8 @@ from flink_jobs.submit import Submission, SubmitError, check, submit
 
 STOPS_WITHIN_S: Final = 600.0
 _CANCELS_WITHIN_S: Final = 60.0
+#: Without a record a version has passed when it has run for so long.
+_QUIET_MS: Final = 20_000
 _PACKAGE: Final = "breakwater.package"
 
 Say = Callable[[str], None]
@@ -85,12 +87,11 @@ def upgrade(plan: Upgrade, say: Say) -> str:
     1. See that the old package is the one that runs.
     2. See that the new version would start, and takes over all the state of the old one.
     3. Stop the old one with a savepoint.
-    4. Start the new one from it, and wait until it has completed a checkpoint.
-    5. If it does not: cancel it, and start the old one again from the same savepoint.
+    4. Start the new one from it, and wait until it has completed a checkpoint with records.
+    5. If it does not: cancel it, and start the old one again.
 
-    Guarantee: nothing is lost or doubled either way. Until its first checkpoint the new version has
-    committed nothing, so the old one may go on from the savepoint as if it had never been; after
-    that there is no way back but a savepoint of the new one, and it is not taken.
+    Guarantee: nothing is lost or doubled either way. The old one goes on from the savepoint, or,
+    if the new one has completed a checkpoint, from that: what it has committed is part of it.
 
     Raises:
         UserError: refused before anything was stopped, or gone back to the old version.
@@ -117,10 +118,11 @@ def upgrade(plan: Upgrade, say: Say) -> str:
         say(f"it does not run: {error.message}")
         # A client that was cut off does not know of the job that the cluster has taken.
         job_id = job_id or _job_of(rest, plan.new.package)
-        again = _go_back(rest, job_id, replace(plan.old, from_savepoint=savepoint), plan.within_s)
+        before = replace(plan.old, from_savepoint=savepoint)
+        again, start = _go_back(rest, job_id, before, plan.within_s)
         raise UpgradeError(
             f"the new version does not run ({error.message}); the old one goes on as job {again}, "
-            f"from savepoint {savepoint}"
+            f"from {start}"
         ) from None
     return job_id
 
@@ -160,34 +162,66 @@ def _job_of(rest: Rest, package: Package) -> str:
     return next((job for job in running if _package_of(rest, job) == package.checksum), "")
 
 
+class _Trial:
+    """Whether a new version works: it has completed a checkpoint after records went through it.
+
+    The first checkpoint alone says little: it may be complete before the first record comes, and
+    before a Python worker has started. Where no record comes, some time without a restart does.
+    """
+
+    def __init__(self, rest: Rest, job_id: str) -> None:
+        self._rest, self._job_id = rest, job_id
+        self._flowing_since_ms: int | None = None
+
+    def passed(self) -> bool:
+        """Look once.
+
+        Raises:
+            UpgradeError: it has restarted, so it does not work.
+        """
+        job = self._rest.job(self._job_id)
+        if self._rest.metrics(f"/jobs/{self._job_id}", ["numRestarts"]).get("numRestarts", 0) > 0:
+            raise UpgradeError(f"it had to restart: {self._rest.failure(self._job_id)}")
+        flowing = any(vertex["metrics"]["write-records"] > 0 for vertex in job["vertices"])
+        if flowing and self._flowing_since_ms is None:
+            self._flowing_since_ms = job["now"]
+        since_ms = self._flowing_since_ms
+        if since_ms is None:
+            since_ms = job["timestamps"]["RUNNING"] + _QUIET_MS
+        latest = (self._rest.checkpoints(self._job_id).get("latest") or {}).get("completed")
+        if latest is None or job["state"] != "RUNNING":
+            return False
+        return bool(latest["trigger_timestamp"] > since_ms)
+
+
 def _wait_for_checkpoint(rest: Rest, job_id: str, within_s: float) -> None:
-    rest.wait(job_id, "past a checkpoint", lambda: _completed(rest, job_id) > 0, within_s)
+    rest.wait(job_id, "past a checkpoint", _Trial(rest, job_id).passed, within_s)
 
 
 def _completed(rest: Rest, job_id: str) -> int:
     return int(rest.checkpoints(job_id)["counts"]["completed"])
 
 
-def _go_back(rest: Rest, failed: str, old: Submission, within_s: float) -> str:
-    """Cancel the new version and start the old one; returns the id of the old one's new job."""
+def _go_back(rest: Rest, failed: str, old: Submission, within_s: float) -> tuple[str, str]:
+    """Cancel the new version and start the old one; returns the id of its job, and from where.
+
+    What the new version has committed with a checkpoint must not be committed again: then the old
+    one goes on from that checkpoint, and from the savepoint only if there is none.
+    """
     if failed:
         _cancel(rest, failed)
         if _completed(rest, failed) > 0:
-            raise UpgradeError(
-                f"the new version (job {failed}) had no checkpoint within {within_s:g} s, but one "
-                "while it was cancelled: what it has committed would come twice from the old one; "
-                f"go on with breakwater submit --from-savepoint {rest.newest_checkpoint(failed)}"
-            )
+            old = replace(old, from_savepoint=rest.newest_checkpoint(failed))
     try:
         again = submit(old)
         _wait_for_checkpoint(rest, again, within_s)
     except UserError as error:
         raise UpgradeError(
-            f"neither the new version nor the old one runs ({error.message}); NOTHING RUNS NOW: "
-            f"mend it, and breakwater submit --package {old.package.path} --from-savepoint "
-            f"{old.from_savepoint}"
+            f"neither the new version nor the old one runs ({error.message}); look with breakwater "
+            f"status, mend it, and breakwater submit --package {old.package.path} "
+            f"--from-savepoint {old.from_savepoint}"
         ) from None
-    return again
+    return again, old.from_savepoint
 
 
 def _cancel(rest: Rest, job_id: str) -> None:

@@ -69,20 +69,21 @@ def test_upgrade_and_rescaling_lose_and_double_nothing(
     with deployment.flowing(deployment.create("in"), events):
         job = deployment.submit("--package", first)
         deployment.wait_for_output("user_windows", 1)
-        said = deployment.did(
+        ended = deployment.breakwater(
             "upgrade", *target, "--job", job, "--old", first, "--package", second,
             BREAKWATER_PARALLELISM="4",
         )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout + ended.stderr
         assert deployment.cluster.rest.state(job) == "FINISHED"
-        job = job_in(said)
+        job = job_in(ended.stdout)
+        (savepoint,) = re.findall(r"^savepoint (.*)$", ended.stderr, re.MULTILINE)
+        assert states_in(savepoint) == GOLDEN.read_text().splitlines()
         steps = deployment.status(job)["steps"]
         assert {step["parallelism"] for step in steps if "gate" in step["name"]} == {4}
         deployment.wait_for_checkpoints(job)
         savepoint = deployment.stop(job)
-        held = states_in(savepoint)
-        added = [line for line in held if line.startswith("one-more-step")]
+        added = [line for line in states_in(savepoint) if line.startswith("one-more-step")]
         assert added, "the second version was meant to have one more step"
-        assert [line for line in held if line not in added] == GOLDEN.read_text().splitlines()
         job = deployment.submit(
             "--package", second, "--from-savepoint", savepoint, BREAKWATER_PARALLELISM="1"
         )
