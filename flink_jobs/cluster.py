@@ -38,7 +38,9 @@ _OPTIONS: Final = {
     "rest.address": HOST,
     "rest.bind-address": HOST,
     "jobmanager.memory.process.size": "800m",
-    "taskmanager.memory.process.size": "1600m",
+    "taskmanager.memory.process.size": "2200m",
+    # Each submitted job loads its own PyFlink and connector, and some of that is never let go.
+    "taskmanager.memory.jvm-metaspace.size": "800m",
     "taskmanager.memory.managed.fraction": "0.2",
     "env.java.opts.jobmanager": _JVM,
     "env.java.opts.taskmanager": _JVM,
