@@ -107,11 +107,10 @@ class Cluster:
 
     def start_taskmanager(self) -> None:
         """Start the TaskManager and wait until it has registered with its slots."""
-        before = (self._overview() or {}).get("taskmanagers", 0)
+        # By id: one that was killed is still counted for a while.
+        before = self._taskmanagers()
         self._start("taskmanager")
-        self._wait_for(
-            "taskmanager", lambda: (self._overview() or {}).get("taskmanagers", 0) > before
-        )
+        self._wait_for("taskmanager", lambda: bool(self._taskmanagers() - before))
 
     def pid(self, name: str) -> int:
         """The id of the process "jobmanager" or "taskmanager".
@@ -205,6 +204,11 @@ class Cluster:
             overview: dict[str, int] = self.rest.get("/overview")
             return overview
         return None
+
+    def _taskmanagers(self) -> set[str]:
+        with suppress(RestError):
+            return {each["id"] for each in self.rest.get("/taskmanagers")["taskmanagers"]}
+        return set()
 
     def _log_tail(self, name: str) -> str:
         return (self.folder / "log" / f"{name}.out").read_text(errors="replace")[-_LOG_TAIL_CHARS:]

@@ -21,7 +21,7 @@ class Event(msgspec.Struct):
     user_id: Annotated[str, msgspec.Meta(min_length=1)]
     product_id: Annotated[str, msgspec.Meta(min_length=1)]
     action: Literal["view", "click", "purchase", "add_to_cart"]
-    price: Annotated[float, msgspec.Meta(ge=0)]
+    price: Annotated[float, msgspec.Meta(ge=0, extra={"error_type": "invalid_price"})]
     timestamp: datetime
 '''
 ONE_MORE_FIELD = "    channel: str | None = None\n"
