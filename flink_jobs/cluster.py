@@ -28,7 +28,7 @@ _POLL_S: Final = 0.2
 _LOG_TAIL_CHARS: Final = 300
 _JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
-#: Small heaps. A lost process is noticed in seconds by its connections; the heartbeat is patient,
+#: Small heaps. A lost TaskManager is noticed at once by its connection; the heartbeat is patient,
 #: because a machine that is busy may stop ours for long. Metrics are at most a second old.
 _OPTIONS: Final = {
     "jobmanager.rpc.address": HOST,
@@ -45,7 +45,7 @@ _OPTIONS: Final = {
     "env.java.opts.jobmanager": _JVM,
     "env.java.opts.taskmanager": _JVM,
     "heartbeat.interval": "1000",
-    "heartbeat.timeout": "120000",
+    "heartbeat.timeout": "40000",
     "metrics.fetcher.update-interval": "1000",
     "web.refresh-interval": "1000",
 }
