@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 DEMO := demo
 JARS := jars
 DEMO_EVENTS ?= 200000
+DOCKER ?= docker
 TESTS ?= tests
 
-.PHONY: help run test check bench jars venv clean
+.PHONY: help run test check bench jars image image-steps venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: venv  ## generate events with every kind of damage, run the main job on them, show its books
 	@mkdir -p $(DEMO)
@@ -37,6 +38,14 @@ $(JARS)/.ready: docker/pom.xml
 	mvn --quiet --batch-mode --file docker/pom.xml dependency:copy-dependencies
 	mvn --quiet --batch-mode --file docker/pom.xml --activate-profiles broker dependency:copy-dependencies
 	@touch $@
+
+image:  ## the image for clusters; needs Docker (or: make image DOCKER=podman)
+	$(DOCKER) build --file docker/Dockerfile --tag breakwater .
+
+image-steps: venv jars  ## what the image's build runs, outside of a container, into build/image
+	@rm -rf build/image && mkdir -p build/image
+	@cp -r $$($(BIN)/python -c 'from flink_jobs.submit import flink_home; print(flink_home())') build/image/flink
+	PYTHON=$(BIN)/python docker/install.sh build/image/venv $(JARS) build/image/flink
 
 venv: $(VENV)/.ready  ## create .venv with the exact versions of constraints.txt
 

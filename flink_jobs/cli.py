@@ -23,6 +23,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from flink_jobs import check as checks
+from flink_jobs import cluster_cli
 from flink_jobs import generate as demo
 from flink_jobs.commands import Command, Commands, ManyInputs
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
@@ -357,6 +358,9 @@ def _show_checks(results: list[checks.Check]) -> None:
         _say(console, f"{result.name:<{width}}  {result.detail}")
         if not result.ok and result.advice:
             _say(console, f"{'':<{width + 7}}-> {result.advice}")
+
+
+cluster_cli.register(app)
 
 
 # --- the entry -----------------------------------------------------------------------------------

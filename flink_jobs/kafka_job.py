@@ -14,7 +14,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -73,13 +73,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def run(settings: Settings, jar: Jar, options: Mapping[str, str]) -> JobClient:
+def run(
+    settings: Settings,
+    jar: Jar,
+    options: Mapping[str, str],
+    before_start: Callable[[StreamExecutionEnvironment], None] = lambda _: None,
+) -> JobClient:
     """Start the job and return without waiting for it.
 
     Args:
         settings: all of them.
         jar: the Kafka connector.
         options: Flink options of this place; those of the settings win.
+        before_start: looks at the job that has been built, and may refuse to start it.
 
     Raises:
         UserError: Kafka is not as the settings say.
@@ -105,6 +111,7 @@ def run(settings: Settings, jar: Jar, options: Mapping[str, str]) -> JobClient:
     source = kafka_source(settings, planned, rules)
     sinks = kafka_sinks(settings)
     define_workflow(env, source, sinks, sinks, rules=rules, windows=settings.windows)
+    before_start(env)
     return env.execute_async("breakwater")
 
 
