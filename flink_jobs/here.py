@@ -49,25 +49,34 @@ def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
         flink_process(folder, java) as tmp,
         console.status("starting Flink") as status,
     ):
-        if interrupt.requested:
-            return FAILED
-        with one_line("the job did not start"):
-            job = start(local_options(folder, tmp, folder.newest_checkpoint()))
-        return _wait(job, folder, interrupt, status if console.is_terminal else None)
+        if not interrupt.requested:
+            with one_line("the job did not start"):
+                job = start(local_options(folder, tmp, folder.newest_checkpoint()))
+            if _wait(job, folder, interrupt, status if console.is_terminal else None):
+                return 0
+    console.print(
+        f"stopped; nothing is lost: start it again to go on (state: {folder.root})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return FAILED
 
 
-def _wait(job: JobClient, folder: OutputFolder, interrupt: Interrupt, status: Status | None) -> int:
+def _wait(
+    job: JobClient, folder: OutputFolder, interrupt: Interrupt, status: Status | None
+) -> bool:
+    """Wait for the end of the job; False when it was interrupted."""
     result = job.get_job_execution_result()
     began = time.monotonic()
     with one_line("the run failed", f"; nothing is lost, start it again (log: {folder.log})"):
         while not result.done():
             if interrupt.requested:
                 cancel(job)
-                return FAILED
+                return False
             if status is not None:
                 with suppress(Exception):  # the job may have ended since it was asked
                     received = dict(job.get_accumulators().result()).get("received", 0)
                     status.update(f"{received:,} records, {time.monotonic() - began:.0f} s")
             wait_a_moment()
         result.result()
-    return 0
+    return True
