@@ -23,11 +23,17 @@ from flink_jobs.errors import UserError
 from flink_jobs.jars import KAFKA, find_jar
 from flink_jobs.kafka_job import check_settings, run
 from flink_jobs.rest import Rest, reason_of
-from flink_jobs.savepoint import IGNORE, SavepointError, read_savepoint, refuse_lost_state
+from flink_jobs.savepoint import (
+    IGNORE,
+    SavepointError,
+    newest_beside,
+    read_savepoint,
+    refuse_lost_state,
+)
 from flink_jobs.settings import Settings, load_settings
 
 #: A checkpoint is removed when the next one is complete, perhaps just while it is read.
-_TRIES = 5
+_TRIES = 10
 
 
 class Submitted(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,10 +42,11 @@ class Submitted(msgspec.Struct, frozen=True, omit_defaults=True):
     job_id: str = ""
     error: str = ""
     exit_code: int = 0
+    note: str = ""
 
 
 class _OnlyChecked(Exception):
-    """The job has been built and looked at, and is not to be run."""
+    """The job has been built and looked at, and is not to be run; its text is for the user."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Flink starts us in a folder without sources, so that only the package's are found.
         os.chdir(call.folder)
     try:
-        job_id = submit(call)
+        job_id, note = submit(call)
     except UserError as error:
         tell(call.result, Submitted(error=error.message, exit_code=error.exit_code))
         print(f"breakwater: {error}", file=sys.stderr)
@@ -58,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         fault = UserError(f"Flink refused the job: {reason_of(str(error))}")
         tell(call.result, Submitted(error=fault.message, exit_code=fault.exit_code))
         raise
-    tell(call.result, Submitted(job_id=job_id))
+    tell(call.result, Submitted(job_id=job_id, note=note))
     print(f"job {job_id}" if job_id else "checked")
 
 
@@ -78,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def submit(call: Any) -> str:
-    """Build the job and hand it over; returns its id, "" when it was only checked."""
+def submit(call: Any) -> tuple[str, str]:
+    """Build the job and hand it over; returns its id, or "" and a note when it was only checked."""
     settings = load_settings(call.config)
     check_settings(settings)
     jar = find_jar(KAFKA, settings.jars or call.jars, os.environ)
@@ -90,32 +97,40 @@ def submit(call: Any) -> str:
     def before_start(env: StreamExecutionEnvironment) -> None:
         if call.savepoint and not _may_lose_state(settings):
             refuse_lost_state(env, read_savepoint(call.savepoint), call.savepoint)
+        note = ""
         if call.instead_of and not _may_lose_state(settings):
-            _refuse_lost_state_of_job(env, *call.instead_of)
+            note = _refuse_lost_state_of_job(env, *call.instead_of)
         if call.check:
-            raise _OnlyChecked
+            raise _OnlyChecked(note)
 
     try:
-        return str(run(settings, jar, options, before_start).get_job_id())
-    except _OnlyChecked:
-        return ""
+        return str(run(settings, jar, options, before_start).get_job_id()), ""
+    except _OnlyChecked as checked:
+        return "", str(checked)
 
 
-def _refuse_lost_state_of_job(env: StreamExecutionEnvironment, target: str, job_id: str) -> None:
-    """Compare with the newest checkpoint of a job that goes on; it may be gone any moment."""
-    rest = Rest(target)
+def _refuse_lost_state_of_job(env: StreamExecutionEnvironment, target: str, job_id: str) -> str:
+    """Compare with the newest checkpoint of a job that goes on.
+
+    Flink's answer may be seconds old, and a checkpoint is removed when the next one is complete.
+
+    Returns:
+        "", or why it was not compared: a savepoint will be, once the job is stopped.
+    """
+    named = Rest(target).newest_checkpoint(job_id)
+    if not named:
+        return "the job has no checkpoint yet"
     for left in reversed(range(_TRIES)):
-        path = rest.newest_checkpoint(job_id)
         try:
-            saved = read_savepoint(path) if path else []
+            path = newest_beside(named)
+            saved = read_savepoint(path)
         except SavepointError as error:
-            if left:
-                continue
-            # A savepoint will be compared again, once the job is stopped.
-            print(f"the state is not compared: {error}", file=sys.stderr)
-            return
-        refuse_lost_state(env, saved, path)
-        return
+            if not left:
+                return error.message
+        else:
+            refuse_lost_state(env, saved, path)
+            break
+    return ""
 
 
 def _may_lose_state(settings: Settings) -> bool:

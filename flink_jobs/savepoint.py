@@ -70,6 +70,30 @@ def read_savepoint(path: str, with_states: bool = False) -> list[SavedOperator]:
     return sorted((_operator(each, with_states) for each in found), key=lambda each: each.uid)
 
 
+def newest_beside(checkpoint: str) -> str:
+    """The newest complete checkpoint of the same job; it may have followed the one that is named.
+
+    Raises:
+        SavepointError: there is none any more, or its folder cannot be read from here.
+    """
+    jvm = get_gateway().jvm
+    try:
+        folder = jvm.org.apache.flink.core.fs.Path(checkpoint).getParent()
+        system = folder.getFileSystem()
+        found = [status.getPath() for status in system.listStatus(folder) or ()]
+        complete = [
+            path
+            for path in found
+            if path.getName().startswith("chk-")
+            and system.exists(jvm.org.apache.flink.core.fs.Path(path, _METADATA))
+        ]
+    except Py4JJavaError as error:
+        raise SavepointError(f"{checkpoint}: cannot be looked at ({_cause(error)})") from None
+    if not complete:
+        raise SavepointError(f"{checkpoint}: is gone, and there is none beside it")
+    return str(max(complete, key=lambda path: int(path.getName()[4:])).toString())
+
+
 def refuse_lost_state(
     env: StreamExecutionEnvironment, saved: list[SavedOperator], path: str
 ) -> None:

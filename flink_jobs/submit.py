@@ -36,6 +36,7 @@ class _Result(msgspec.Struct):
     job_id: str = ""
     error: str = ""
     exit_code: int = FAILED
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,26 @@ def submit(submission: Submission) -> str:
             Flink's own reason.
     """
     Rest(submission.target).get("/overview")
-    return _hand_over(submission)
+    return _hand_over(submission).job_id
 
 
-def check(submission: Submission, instead_of: str) -> None:
+def check(submission: Submission, instead_of: str) -> str:
     """Build the job as it would be submitted, and see that it could start; nothing is submitted.
 
     Args:
         submission: what would be submitted.
         instead_of: a job that goes on, all of whose state it has to take over.
 
+    Returns:
+        "", or why the state could not be compared.
+
     Raises:
         UserError: as `submit`.
     """
-    _hand_over(submission, instead_of)
+    return _hand_over(submission, instead_of).note
 
 
-def _hand_over(submission: Submission, only_check_against: str = "") -> str:
+def _hand_over(submission: Submission, only_check_against: str = "") -> _Result:
     java = find_java(os.environ)
     # Flink and its client run in a folder that has no sources, else these would come first.
     with tempfile.TemporaryDirectory(prefix="breakwater-submit-") as tmp:
@@ -164,13 +168,13 @@ def _run(command: list[str], environ: dict[str, str], folder: Path) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def _told(target: str, result: Path, said: str) -> str:
+def _told(target: str, result: Path, said: str) -> _Result:
     if not result.exists():
         raise SubmitError(f"{target} did not take the job: {refusal(said)}")
     told = msgspec.json.decode(result.read_bytes(), type=_Result)
     if told.error:
         raise SubmitError(told.error, told.exit_code)
-    return told.job_id
+    return told
 
 
 def _environment(environ: Mapping[str, str], java: Path, folder: Path) -> dict[str, str]:

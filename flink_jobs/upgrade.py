@@ -102,7 +102,8 @@ def upgrade(plan: Upgrade, say: Say) -> str:
     require_running(rest, plan.job_id, plan.old.package)
     # Step 2
     say("checking the new version")
-    check(plan.new, plan.job_id)
+    if note := check(plan.new, plan.job_id):
+        say(f"its state is compared only once the old one is stopped: {note}")
     # Step 3
     say(f"stopping {plan.job_id} with a savepoint")
     savepoint = stop(rest, plan.job_id, plan.folder, plan.kind)
