@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pyflink.common import JobClient
 
 _CANCEL_WITHIN_S: Final = 60
+#: Asking Flink costs both sides some milliseconds; its counts are as old as its heartbeat anyway.
+_LOOK_EVERY_S: Final = 1.0
 _FIXED: Final = ("source", "contract", "windows", "poison")
 
 
@@ -229,7 +231,7 @@ def _wait(
 ) -> bool:
     """Wait for the end of the job, showing how far it is; False when it was interrupted."""
     result = job.get_job_execution_result()
-    began = time.monotonic()
+    began = next_look = time.monotonic()
     counters: dict[str, Any] = {}
     with one_line("the run failed", f"; nothing is lost, --resume it (log: {folder.log})"):
         while not result.done():
@@ -237,15 +239,23 @@ def _wait(
                 Console(stderr=True).print("stopping")
                 cancel(job)
                 return False
-            _end_if_an_input_file_has_changed(job, plan)
-            with suppress(Exception):  # the job may have ended since it was asked
-                counters = dict(job.get_accumulators().result()) or counters
-            progress.update(counters, folder.newest_checkpoint())
-            if status is not None:
-                status.update(progress.line(time.monotonic() - began))
+            if time.monotonic() >= next_look:
+                next_look += _LOOK_EVERY_S
+                _end_if_an_input_file_has_changed(job, plan)
+                counters = _counters(job) or counters
+                progress.update(counters, folder.newest_checkpoint())
+                if status is not None:
+                    status.update(progress.line(time.monotonic() - began))
             wait_a_moment()
         result.result()
     return True
+
+
+def _counters(job: JobClient) -> dict[str, Any]:
+    """What the job has counted so far; nothing when it has just begun, or ended."""
+    with suppress(Exception):
+        return dict(job.get_accumulators().result())
+    return {}
 
 
 def _end_if_an_input_file_has_changed(job: JobClient, plan: ReadPlan) -> None:

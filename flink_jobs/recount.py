@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from flink_jobs.output import OutputFolder
 from operators.rules.ledger import Counts, from_rows
 from operators.rules.splits import ReadPlan
 
-_BLOCK_BYTES: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 18  # fits the cache of a core
+_NEWLINE: Final = ord("\n")
 
 
 class _Window(msgspec.Struct):
@@ -47,7 +50,8 @@ def streamed(folder: OutputFolder) -> Counts:
 
 def count_lines(parts: Iterable[Path]) -> int:
     """Lines in all of the files."""
-    return sum(block.count(b"\n") for part in parts for block in _blocks(part))
+    buffer = np.empty(_BLOCK_BYTES, np.uint8)
+    return sum(_count_newlines(part, buffer) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,10 @@ def _lines(parts: Iterable[Path]) -> Iterator[bytes]:
             yield from file
 
 
-def _blocks(part: Path) -> Iterator[bytes]:
-    with part.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            yield block
+def _count_newlines(part: Path, buffer: npt.NDArray[np.uint8]) -> int:
+    # numpy compares many bytes at once: several times as fast as bytes.count.
+    lines = 0
+    with part.open("rb", buffering=0) as file:
+        while size := file.readinto(memoryview(buffer)):
+            lines += int(np.count_nonzero(buffer[:size] == _NEWLINE))
+    return lines

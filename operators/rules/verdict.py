@@ -176,7 +176,9 @@ class Judge:
         except MemoryError:
             raise
         except Exception as error:  # a user's __post_init__ may raise anything, and set anything
-            refusal = error
+            # Its traceback holds this frame, which holds it: only the garbage collector frees such a
+            # ring, with a walk through all objects.
+            refusal = error.with_traceback(None)
         return self._second_look(payload, refusal, now_ms)
 
     def explain(
