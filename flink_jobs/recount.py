@@ -10,7 +10,6 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from flink_jobs.output import OutputFolder
 from operators.rules.ledger import Counts, from_rows
@@ -50,7 +49,7 @@ def streamed(folder: OutputFolder) -> Counts:
 
 def count_lines(parts: Iterable[Path]) -> int:
     """Lines in all of the files."""
-    buffer = np.empty(_BLOCK_BYTES, np.uint8)
+    buffer = bytearray(_BLOCK_BYTES)
     return sum(_count_newlines(part, buffer) for part in parts)
 
 
@@ -111,10 +110,10 @@ def _lines(parts: Iterable[Path]) -> Iterator[bytes]:
             yield from file
 
 
-def _count_newlines(part: Path, buffer: npt.NDArray[np.uint8]) -> int:
+def _count_newlines(part: Path, buffer: bytearray) -> int:
     # numpy compares many bytes at once: several times as fast as bytes.count.
-    lines = 0
+    lines, held = 0, np.frombuffer(buffer, np.uint8)
     with part.open("rb", buffering=0) as file:
-        while size := file.readinto(memoryview(buffer)):
-            lines += int(np.count_nonzero(buffer[:size] == _NEWLINE))
+        while size := file.readinto(buffer):
+            lines += int(np.count_nonzero(held[:size] == _NEWLINE))
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -113,6 +113,18 @@ def _java_utf(text: str) -> bytes:
     return b"".join(b"\xc0\x80" if c == "\0" else c.encode("utf-8", "surrogatepass") for c in plain)
 
 
+def pack_lines(lines: bytes) -> bytes:
+    """An LZ4 block behind its packed and its full length, as Packed.java reads it.
+
+    Lines of one kind pack to a fifth and less, which costs less than the copies that the border
+    and the network make of what crosses them. Blocks may stand one behind the other.
+    """
+    if not lines:
+        return b""
+    packed = pa.compress(lines, "lz4_raw", asbytes=True)
+    return b"".join([struct.pack("<ii", len(packed), len(lines)), packed])
+
+
 def to_bytes(batch: pa.RecordBatch) -> bytes:
     """An Arrow IPC stream of one batch."""
     sink = pa.BufferOutputStream()
@@ -126,7 +138,7 @@ def from_bytes(data: bytes) -> pa.RecordBatch:
     return pa.ipc.open_stream(data, options=_IPC_IN).read_next_batch()
 
 
-def table_of(schema: pa.Schema, columns: list[list[Any]]) -> pa.RecordBatch:
+def table_of(schema: pa.Schema, columns: Iterable[Sequence[Any]]) -> pa.RecordBatch:
     """A batch from its columns' values."""
     arrays = [pa.array(values, type_) for values, type_ in zip(columns, schema.types, strict=True)]
     return pa.record_batch(arrays, schema=schema)

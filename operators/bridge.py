@@ -25,8 +25,9 @@ from operators.rules.splits import FileProgress
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 #: A batch of accepted events: how far its source partitions have come (`batches.pack_progress`),
-#: the events as JSON lines, as many times in the same order (big-endian longs, ms), and the events
-#: added up by key and window (an Arrow batch of `events.partials_schema`).
+#: the events as JSON lines (`batches.pack_lines`), as many times in the same order (big-endian
+#: longs, ms), and the events added up by key and window (an Arrow batch of
+#: `events.partials_schema`).
 ACCEPTED: Final = Types.ROW_NAMED(["progress", "lines", "times", "partials"], [BYTES] * 4)
 LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
 
@@ -37,6 +38,7 @@ _INTERNALS: Final = (
     "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
     "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
     "org.apache.flink.formats.raw.RawFormatSerializationSchema",
+    "org.apache.flink.runtime.io.compression.Lz4BlockDecompressor",
 )
 
 
@@ -257,7 +259,8 @@ def _add(
 
 def _source(operator: str) -> str:
     folder = files("operators").joinpath("jvm")
-    return "".join(folder.joinpath(f"{name}.java").read_text() for name in ("Flushing", operator))
+    names = ("Flushing", "Packed", operator)
+    return "".join(folder.joinpath(f"{name}.java").read_text() for name in names)
 
 
 def _logical(row: DataType) -> Any:

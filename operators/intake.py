@@ -18,6 +18,7 @@ from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
 from operators.rules.fitting import fitted
 from operators.rules.poison import PoisonRules
+from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import OVERSIZED, Judge, Rejection, Violation
 
 STAGE: Final = "intake"
@@ -106,8 +107,9 @@ class Intake(ProcessFunction):  # type: ignore[misc]
             now_ms = ctx.timer_service().current_processing_time()
             judged = judge_batch(records, self._judge, self._events, now_ms)
             accepted.add(records.origin, judged.rows, judged.events)
+            date = iso_utc_ms(now_ms)[:10]
             for row, why in judged.rejected:
-                rejected.add(self._envelope(records, row, why, now_ms), why, now_ms)
+                rejected.add(self._envelope(records, row, why, now_ms), why, date)
             rejected.count(records.origin.count_lines(STAGE, judged.rejected))
             if accepted.size + rejected.size >= self._rules.output_bytes:
                 yield accepted.row()

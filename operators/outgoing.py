@@ -18,6 +18,7 @@ from operators.batches import (
     LINES,
     QUARANTINE,
     Progress,
+    pack_lines,
     pack_progress,
     table_of,
     to_bytes,
@@ -26,7 +27,6 @@ from operators.bridge import BYTES
 from operators.events import Events, EventType, Ints, partials_of
 from operators.origin import Origin
 from operators.rules.failure import category_of, queue_of
-from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import Rejection
 
 DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
@@ -58,7 +58,7 @@ class Accepted:
         lines = self._event_type.encoded(events, *origin.coordinates(rows))
         self._progress += origin.progress(rows, times)
         self._times.append(times)
-        self._lines.append(lines)
+        self._lines.append(pack_lines(lines))
         self._columns.append(self._event_type.window_columns(events, self._window_ms))
         self.size += len(lines)
 
@@ -78,22 +78,20 @@ class Rejected:
 
     def __init__(self) -> None:
         """Nothing yet."""
-        self._dead: list[list[Any]] = [[], [], [], []]
-        self._quarantined: list[list[Any]] = [[], []]
+        self._dead: list[tuple[Any, ...]] = []
+        self._quarantined: list[tuple[Any, ...]] = []
         self._counts: list[bytes] = []
         self.size = 0
 
-    def add(self, envelope: bytes, why: Rejection, now_ms: int) -> None:
-        """Take in a record's envelope; it goes to the folder that its reason names."""
+    def add(self, envelope: bytes, why: Rejection, date: str) -> None:
+        """Take in a record's envelope; it goes to the folder that its reason and the day name."""
         line = envelope + b"\n"
         self.size += len(line)
         if why.kind == "quarantine":
-            columns, values = self._quarantined, [line, why.error_type]
+            self._quarantined.append((line, why.error_type))
         else:
             queue = queue_of(category_of(why.error_type))
-            columns, values = self._dead, [line, queue, iso_utc_ms(now_ms)[:10], why.error_type]
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
+            self._dead.append((line, queue, date, why.error_type))
 
     def count(self, lines: list[bytes]) -> None:
         """Take in a batch's counts."""
@@ -101,9 +99,10 @@ class Rejected:
 
     def batches(self) -> Iterator[tuple[OutputTag, bytes]]:
         """All of it."""
-        if self._dead[0]:
-            yield DEAD_LETTER_TAG, to_bytes(table_of(DEAD_LETTERS, self._dead))
-        if self._quarantined[0]:
-            yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, self._quarantined))
+        if self._dead:
+            yield DEAD_LETTER_TAG, to_bytes(table_of(DEAD_LETTERS, zip(*self._dead, strict=True)))
+        if self._quarantined:
+            rows = zip(*self._quarantined, strict=True)
+            yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, rows))
         if self._counts:
             yield COUNTS_TAG, to_bytes(table_of(LINES, [self._counts]))

@@ -1,7 +1,7 @@
 /**
  * The gate before the windows. Input: Row(progress, lines, times, partials) of one batch of accepted
  * events (bridge.ACCEPTED). The partials are the events added up by key and window; the lines, and
- * their times (big-endian longs, ms), are looked at only where a window has closed.
+ * their times (big-endian longs, ms), are unpacked and looked at only where a window has closed.
  *
  * Output: RowData, the partials of open windows. What belongs to a window that the watermark has
  * closed goes to the late output, line by line, so that nothing reaches the windows that they would
@@ -47,7 +47,7 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
       return;
     }
     long windowed = letThrough((byte[]) row.getField(3));
-    int lateOnes = windowed == processed ? 0 : turnAway((byte[]) row.getField(1), times);
+    int lateOnes = windowed == processed ? 0 : turnAway(Packed.unpack((byte[]) row.getField(1)), times);
     String line = "{\"stage\":\"windows\",\"processed\":" + processed + ",\"windowed\":" + windowed
         + ",\"late\":" + lateOnes + "}\n";
     output.collect(counts, new StreamRecord(row(line.getBytes("UTF-8"))));

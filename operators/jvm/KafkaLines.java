@@ -3,7 +3,7 @@
  *
  * Input: as LineJoiner's: RowData whose first field is a line, ended by a newline, as bytes or a string,
  * and whose next fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose
- * second field is a block of such lines (bridge.ACCEPTED).
+ * second field holds such lines packed (bridge.ACCEPTED).
  * Output: RowData(topic, key, value, headers). The topic is the template with the partition's names filled
  * in. Of an envelope the key is its message_checksum, and what is known of the failure goes into headers
  * too, so that tools can route and count without parsing the value.
@@ -41,7 +41,7 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
     if (value instanceof RowData) {
       send((RowData) value);
     } else if (value instanceof Row) {
-      sendBlock((byte[]) ((Row) value).getField(1));
+      sendBlock(Packed.unpack((byte[]) ((Row) value).getField(1)));
     } else {
       sendBatch((byte[]) value);
     }

@@ -4,7 +4,7 @@
  *
  * Input: RowData whose first field is a line, ended by a newline, as bytes or a string, and whose next
  * fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose second field
- * is a block of such lines already (bridge.ACCEPTED).
+ * holds such lines packed (bridge.ACCEPTED).
  * Output: RowData (block without its last newline, partition...).
  * Keeps nothing across a checkpoint: it flushes before the barrier.
  */
@@ -34,7 +34,7 @@ public class LineJoiner extends Flushing {
     if (value instanceof RowData) {
       add((RowData) value);
     } else if (value instanceof Row) {
-      addBlock((byte[]) ((Row) value).getField(1));
+      addBlock(Packed.unpack((byte[]) ((Row) value).getField(1)));
     } else {
       addBatch((byte[]) value);
     }

@@ -176,8 +176,8 @@ class Judge:
         except MemoryError:
             raise
         except Exception as error:  # a user's __post_init__ may raise anything, and set anything
-            # Its traceback holds this frame, which holds it: only the garbage collector frees such a
-            # ring, with a walk through all objects.
+            # Its traceback holds this frame, which holds it: a ring, which only the garbage
+            # collector frees, with a walk through all objects.
             refusal = error.with_traceback(None)
         return self._second_look(payload, refusal, now_ms)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyflink.common import Row
 from pyflink.datastream import ProcessFunction
 
-from operators.batches import Progress, from_bytes, pack_progress, to_bytes
+from operators.batches import Progress, from_bytes, pack_lines, pack_progress, to_bytes
 
 WINDOW_MS = 10
 PARTIALS = pa.schema(
@@ -59,7 +59,7 @@ class Script(ProcessFunction):  # type: ignore[misc]
         )
         yield Row(
             progress=pack_progress(progress),
-            lines=b"".join(b"%d\n" % t for t in times),
+            lines=pack_lines(b"".join(b"%d\n" % t for t in times)),
             times=struct.pack(f">{len(times)}q", *times),
             partials=to_bytes(partials),
         )
