@@ -38,7 +38,7 @@ _INTERNALS: Final = (
     "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
     "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
     "org.apache.flink.formats.raw.RawFormatSerializationSchema",
-    "org.apache.flink.runtime.io.compression.Lz4BlockDecompressor",
+    "net.jpountz.lz4.LZ4SafeDecompressor",
 )
 
 
