@@ -1,10 +1,12 @@
-"""A reader of packed progress, written from the documentation of java.io.DataInput."""
+"""What Java reads of ours: packed progress, as java.io.DataInput documents it, and packed lines."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from operators.batches import Progress
 
@@ -59,3 +61,13 @@ def read_progress(data: bytes) -> list[Progress]:
     ]
     assert java.at == len(data)
     return found
+
+
+def unpacked(blocks: bytes) -> bytes:
+    """What Packed.java makes of packed lines."""
+    lines = b""
+    while blocks:
+        packed, full = struct.unpack_from("<ii", blocks)
+        lines += pa.decompress(blocks[8 : 8 + packed], full, "lz4_raw", asbytes=True)
+        blocks = blocks[8 + packed :]
+    return lines

@@ -15,11 +15,12 @@ from operators.batches import (
     Progress,
     SplitMark,
     from_bytes,
+    pack_lines,
     pack_progress,
     to_bytes,
 )
 from operators.rules.splits import UNKNOWN_MS
-from tests.unit.operators.java_input import read_progress
+from tests.unit.operators.java_input import read_progress, unpacked
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -114,3 +115,17 @@ def test_the_longest_path_there_can_be_fits_the_progress() -> None:
     path = "/" + "😀" * 1023
     (back,) = read_progress(pack_progress([Progress(path, 0, False, 0)]))
     assert back.partition == path
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4))
+def test_packed_lines_stand_one_behind_the_other(blocks: list[bytes]) -> None:
+    assert unpacked(b"".join(map(pack_lines, blocks))) == b"".join(blocks)
+
+
+def test_nothing_packs_to_nothing() -> None:
+    assert pack_lines(b"") == b""
+
+
+def test_lines_of_one_kind_pack_to_a_fifth() -> None:
+    lines = b"".join(b'{"user_id":"user_%05d","source_topic":"/a/path"}\n' % i for i in range(1000))
+    assert len(pack_lines(lines)) < len(lines) / 5

@@ -41,7 +41,7 @@ from operators.rules.times import epoch_ms, iso_utc_ms
 from operators.rules.verdict import Rejection
 from tests.harness import Harness
 from tests.unit.operators.contracts import CLASHING, REWRITING, REWRITTEN
-from tests.unit.operators.java_input import read_progress
+from tests.unit.operators.java_input import read_progress, unpacked
 from tests.unit.rules.contracts import ECOMMERCE, READING
 from tests.unit.rules.records import NOW_MS, SKEW_MS, damaged_records, good_records, mutated
 
@@ -163,15 +163,6 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
         assert side.schema.equals(LINES)
         found.counts += lines_of(side)
     return found
-
-
-def unpacked(blocks: bytes) -> bytes:
-    lines = b""
-    while blocks:
-        packed, full = struct.unpack_from("<ii", blocks)
-        lines += pa.decompress(blocks[8 : 8 + packed], full, "lz4_raw", asbytes=True)
-        blocks = blocks[8 + packed :]
-    return lines
 
 
 def split(block: bytes) -> list[dict[str, Any]]:
