@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from pyflink.common import JobClient
 
 
-def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
+def run_here(
+    state: Path,
+    start: Callable[[dict[str, str]], JobClient],
+    advice: str | None = None,
+) -> int:
     """Run a job on this machine whose input and output are elsewhere, until it ends or Ctrl-C.
 
     Args:
         state: folder for checkpoints and logs; a job goes on from the newest checkpoint there.
         start: starts the job with the Flink options that this place needs.
+        advice: what to say when it was stopped; how to go on, if it is not given.
 
     Returns:
         0 when the job came to its end, 1 when it was interrupted.
@@ -54,11 +59,10 @@ def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
                 job = start(local_options(folder, tmp, folder.newest_checkpoint()))
             if _wait(job, folder, interrupt, status if console.is_terminal else None):
                 return 0
-    console.print(
-        f"stopped; nothing is lost: start it again to go on (state: {folder.root})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if advice is None:
+        advice = f"stopped; nothing is lost: start it again to go on (state: {folder.root})"
+    if advice:
+        console.print(advice, highlight=False, soft_wrap=True)
     return FAILED
 
 
