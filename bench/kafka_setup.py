@@ -107,11 +107,15 @@ class Place:
         )
         return file
 
-    def counts(self, prefix: str) -> dict[str, int]:
-        """How many records an output has, and how many events its windows hold."""
+    def counts(self, prefix: str, *, ended: bool = True) -> dict[str, int]:
+        """How many records an output has, and how many events its windows hold.
+
+        Of a job that was stopped, and has not ended, transactions stay open.
+        """
         admin = AdminClient({"bootstrap.servers": self.broker.bootstrap_servers, "log_level": 0})
         names = [n for n in admin.list_topics(timeout=WITHIN_S).topics if n.startswith(prefix)]
-        self.topics.settle(names)
+        if ended:
+            self.topics.settle(names)
         counts = {"windowed": 0}
         for name in names:
             messages = self.topics.read([name])

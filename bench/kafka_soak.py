@@ -36,7 +36,7 @@ def soak(here: Place, rate: int, minutes: float) -> None:
             if time.monotonic() >= begins:
                 looks.append(memory_mb(job.pid, here.broker.pid) | state_mb(state_folder(here)))
         load.stop()
-    counts = here.counts(prefix)
+    counts = here.counts(prefix, ended=False)
     print(
         f"\nSoak: {minutes:g} minutes after {WARM_UP_S} s of warming up, {rate:,} events/s, "
         f"{BAD_RATE:.0%} of them dead letters, windows of 30 s, checkpoints every "
