@@ -29,7 +29,10 @@ flink_jobs.kafka_job.run = run
 
 @contextmanager
 def demo(folder: Path, change: str = "") -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own, as a terminal starts it."""
+    """The command in a process group of its own, as a terminal starts it.
+
+    What it has left is killed at the end: whether it left anything is to be asked before.
+    """
     code = f"{change}\nimport sys\nfrom flink_jobs.kafka_demo import main\nsys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--events", str(EVENTS)],
@@ -78,7 +81,8 @@ def test_the_demo_shows_its_books_and_its_output_and_leaves_nothing(
 ) -> None:
     with demo(tmp_path) as process:
         said, _ = process.communicate(timeout=RUN_ENDS_WITHIN_S)
-    assert process.returncode == 0, said
+        assert process.returncode == 0, said
+        assert_nothing_is_left(tmp_path, port_of(said))
     assert re.search(rf"received +│ +│ +{EVENTS:,} ", said), said
     assert "balanced" in said
     assert re.search(r'^processed-events: \{"user_id":"user_\d+"', said, re.MULTILINE), said
@@ -86,7 +90,6 @@ def test_the_demo_shows_its_books_and_its_output_and_leaves_nothing(
     assert re.search(r"^dlq-data_quality: \{", said, re.MULTILINE), said
     assert re.search(r"^  key: [0-9a-f]{32}$", said, re.MULTILINE), said
     assert "  breakwater-source-topic: ecommerce-events\n" in said
-    assert_nothing_is_left(tmp_path, port_of(said))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,18 +100,18 @@ def test_ctrl_c_while_the_job_runs_ends_all_of_it(jars: None, tmp_path: Path) ->
         assert len(started_in(tmp_path)) >= 3
         ctrl_c(process)
         said, _ = process.communicate(timeout=RUN_ENDS_WITHIN_S)
-    assert process.returncode == 1, said
-    assert_nothing_is_left(tmp_path, port_of(said))
+        assert process.returncode == 1, said
+        assert_nothing_is_left(tmp_path, port_of(said))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fault_of_the_job_is_one_line_and_ends_all_of_it(jars: None, tmp_path: Path) -> None:
     with demo(tmp_path, JOB_FAILS) as process:
         said, _ = process.communicate(timeout=RUN_ENDS_WITHIN_S)
+        assert_nothing_is_left(tmp_path, port_of(said))
     assert process.returncode == 1, said
     assert "breakwater: the job did not start: the job of this test fails (logs: " in said
     assert "Traceback" not in said
-    assert_nothing_is_left(tmp_path, port_of(said))
 
 
 def test_a_missing_broker_is_named_before_anything_starts(tmp_path: Path) -> None:
