@@ -147,7 +147,7 @@ def _demo(
     )
     settings = demo_settings(servers)
     began = time.monotonic()
-    code = run_here(folder / "state", _starter(settings, jar), advice="")
+    code = run_here(folder / "state", _starter(settings, jar), advice="", for_long=False)
     wall_s = time.monotonic() - began
     if code:
         return code
