@@ -6,10 +6,12 @@ DEMO := demo
 JARS := jars
 DEMO_EVENTS ?= 200000
 DOCKER ?= docker
+# For instance: make bench-kafka BENCH_KAFKA="--parts soak --soak-minutes 20"
+BENCH_KAFKA ?= --parts throughput latency soak
 # Those of a standalone cluster are called by themselves until they have been seen green in CI.
 TESTS ?= tests/unit tests/kafka tests/minicluster
 
-.PHONY: help run test test-cluster check bench jars image image-steps venv clean
+.PHONY: help run kafka-demo test test-cluster check bench bench-kafka jars image image-steps venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -19,6 +21,9 @@ run: venv  ## generate events with every kind of damage, run the main job on the
 	@mkdir -p $(DEMO)
 	$(BIN)/breakwater generate --events $(DEMO_EVENTS) --out $(DEMO)/events.jsonl
 	$(BIN)/breakwater run --input $(DEMO)/events.jsonl --output $(DEMO)/out --overwrite
+
+kafka-demo: venv jars  ## the same from Kafka to Kafka: starts a broker of its own, shows books and output (needs Maven)
+	$(BIN)/python -m flink_jobs.kafka_demo --events $(DEMO_EVENTS)
 
 test: venv  ## run the tests; TESTS=tests/unit for the fast ones only
 	$(BIN)/python -m pytest $(TESTS)
@@ -31,8 +36,12 @@ check: venv  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: venv  ## measure side by side; the table in bench/README.md comes from here
+bench: venv  ## measure side by side; the tables in bench/README.md come from here
 	$(BIN)/python bench/main_job.py
+	$(MAKE) bench-kafka
+
+bench-kafka: venv jars  ## the part of it that is from Kafka to Kafka (needs Maven); BENCH_KAFKA has its options
+	$(BIN)/python -m bench.kafka $(BENCH_KAFKA)
 
 jars: $(JARS)/.ready  ## fetch the Kafka connector, and a broker for the tests, with Maven
 

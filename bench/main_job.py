@@ -13,14 +13,10 @@ run. CPU time is that of the whole process tree.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
-import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -29,23 +25,15 @@ import msgspec
 from flink_jobs.generate import generate
 from udfs.ecommerce import EcommerceEvent
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from bench.measure import Cost, cost_of, machine, spread
+
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 DISORDER_S, USERS, SEED = 300, 1000, 42
 TINY = 1000
-RUN_ENDS_WITHIN_S = 1800
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one run of a program took, in seconds."""
-
-    wall_s: float
-    cpu_s: float
-
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s)
 
 
 def main() -> int:
@@ -122,14 +110,9 @@ def measured(program: list[str], source: Path, parallelism: int) -> Cost:
     output = DATA / "out"
     shutil.rmtree(output, ignore_errors=True)
     call = ["--input", str(source), "--output", str(output), "--parallelism", str(parallelism)]
-    began = time.monotonic()
-    with subprocess.Popen([*program, *call], stdout=subprocess.DEVNULL) as process:
-        cpu = CpuOfTree(process.pid)
-        if process.wait(timeout=RUN_ENDS_WITHIN_S) != 0:
-            raise SystemExit(f"{program} failed with exit code {process.returncode}")
-    wall_s = time.monotonic() - began
+    cost = cost_of([*program, *call])
     shutil.rmtree(output, ignore_errors=True)
-    return Cost(wall_s, cpu.total_s())
+    return cost
 
 
 def events_file(n: int, bad_rate: float) -> Path:
@@ -152,60 +135,6 @@ def msgspec_loop(source: Path) -> float:
         except Exception:  # noqa: S110 - the same
             pass
     return (time.process_time() - began) / len(lines)
-
-
-def spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-
-
-def machine() -> str:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        "unknown processor",
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    python = ".".join(map(str, sys.version_info[:3]))
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Python {python}"
-
-
-class CpuOfTree:
-    """CPU time of a process and of all it starts, gathered while they live."""
-
-    INTERVAL_S = 0.25
-
-    def __init__(self, pid: int) -> None:
-        self._seconds: dict[str, float] = {str(pid): 0.0}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def total_s(self) -> float:
-        self._stop.set()
-        self._thread.join()
-        return sum(self._seconds.values())
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self.INTERVAL_S):
-            self._look()
-
-    def _look(self) -> None:
-        tick = os.sysconf("SC_CLK_TCK")
-        processes = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it has just ended
-            processes[stat.parent.name] = (fields[1], (int(fields[11]) + int(fields[12])) / tick)
-        ours = set(self._seconds)
-        while more := {p for p, (parent, _) in processes.items() if parent in ours} - ours:
-            ours |= more
-        for pid in ours & processes.keys():
-            self._seconds[pid] = max(processes[pid][1], self._seconds.get(pid, 0.0))
 
 
 if __name__ == "__main__":

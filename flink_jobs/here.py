@@ -25,12 +25,20 @@ if TYPE_CHECKING:
     from pyflink.common import JobClient
 
 
-def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
+def run_here(
+    state: Path,
+    start: Callable[[dict[str, str]], JobClient],
+    advice: str | None = None,
+    *,
+    for_long: bool = True,
+) -> int:
     """Run a job on this machine whose input and output are elsewhere, until it ends or Ctrl-C.
 
     Args:
         state: folder for checkpoints and logs; a job goes on from the newest checkpoint there.
         start: starts the job with the Flink options that this place needs.
+        advice: what to say when it was stopped; how to go on, if it is not given.
+        for_long: whether it runs long enough for Java to compile for its peak: half a minute.
 
     Returns:
         0 when the job came to its end, 1 when it was interrupted.
@@ -46,7 +54,7 @@ def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
         one_line(f"the run with its state in {folder.root} failed"),
         folder.claim("new"),
         interruptible() as interrupt,
-        flink_process(folder, java) as tmp,
+        flink_process(folder, java, for_long=for_long) as tmp,
         console.status("starting Flink") as status,
     ):
         if not interrupt.requested:
@@ -54,11 +62,10 @@ def run_here(state: Path, start: Callable[[dict[str, str]], JobClient]) -> int:
                 job = start(local_options(folder, tmp, folder.newest_checkpoint()))
             if _wait(job, folder, interrupt, status if console.is_terminal else None):
                 return 0
-    console.print(
-        f"stopped; nothing is lost: start it again to go on (state: {folder.root})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if advice is None:
+        advice = f"stopped; nothing is lost: start it again to go on (state: {folder.root})"
+    if advice:
+        console.print(advice, highlight=False, soft_wrap=True)
     return FAILED
 
 

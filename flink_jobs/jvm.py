@@ -22,13 +22,14 @@ from flink_jobs.output import TMP_PREFIX, OutputFolder, wait_a_moment
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _ENDS_WITHIN_S: Final = 20
-#: Batches leave the JVM little to do a record, so compiling for its peak and collecting in parallel
-#: cost more than they bring on a small machine; with room for classes and for some batches from the
-#: start it collects little. The user's own JVM_ARGS come later and win.
+#: Collecting in parallel costs more than it brings on a small machine; with room for classes and
+#: for some batches from the start it collects little. The user's own JVM_ARGS come later and win.
 _JVM_ARGS: Final = (
-    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:MetaspaceSize=256m "
-    "-XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
+    "-XX:+UseSerialGC -XX:MetaspaceSize=256m -XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
 )
+#: Compiling for the peak pays where there is much to do a record in Java and time to earn it back:
+#: a job from Kafka to Kafka has after half a minute. Batches of files leave Java too little.
+_NOT_FOR_THE_PEAK: Final = "-XX:TieredStopAtLevel=1"
 #: A worker asks for some megabytes for each batch: glibc is to keep them for the next one, not to
 #: give them back to the system each time (mallopt(3)).
 _KEPT_MEMORY: Final = {
@@ -39,8 +40,13 @@ _KEPT_MEMORY: Final = {
 
 
 @contextmanager
-def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
+def flink_process(folder: OutputFolder, java: Java, *, for_long: bool = False) -> Iterator[Path]:
     """Set the place for the one Java process that PyFlink starts, and end it and clear up after.
+
+    Args:
+        folder: for logs, and for word of the process.
+        java: which one.
+        for_long: whether Java is to compile for its peak.
 
     Yields:
         A folder for temporary files; it is gone afterwards, and after a crash with the next run.
@@ -51,8 +57,8 @@ def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
         tempfile.tempdir = str(tmp)  # for what PyFlink puts there in this process
         # Before Java starts: whenever this process is killed, the next one finds the folder.
         folder.mark_run(None, tmp)
-        for name, value in environment(folder, tmp, java, os.environ).items():
-            os.environ[name] = value
+        variables = environment(folder, tmp, java, os.environ, for_long=for_long)
+        os.environ.update(variables)
         for name in ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR"):
             # Another Flink on this machine is not the one that this PyFlink is made for.
             os.environ.pop(name, None)
@@ -73,13 +79,24 @@ def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
 
 
 def environment(
-    folder: OutputFolder, tmp: Path, java: Java, environ: Mapping[str, str]
+    folder: OutputFolder,
+    tmp: Path,
+    java: Java,
+    environ: Mapping[str, str],
+    *,
+    for_long: bool = False,
 ) -> dict[str, str]:
     """The variables that PyFlink and the Java process go by."""
+    jvm_args = [
+        _JVM_ARGS,
+        "" if for_long else _NOT_FOR_THE_PEAK,
+        environ.get("JVM_ARGS", ""),
+        f"-Djava.io.tmpdir={tmp}",
+    ]
     python_path = [str(PROJECT), *(p for p in sys.path if p), environ.get("PYTHONPATH", "")]
     return {
         "JAVA_HOME": str(java.home),
-        "JVM_ARGS": f"{_JVM_ARGS} {environ.get('JVM_ARGS', '')} -Djava.io.tmpdir={tmp}",
+        "JVM_ARGS": " ".join(filter(None, jvm_args)),
         "TMPDIR": str(tmp),
         "FLINK_LOG_DIR": str(folder.log),
         # Otherwise PyFlink runs the workers as threads of this process (trap T1).

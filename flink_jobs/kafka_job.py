@@ -27,6 +27,7 @@ from flink_jobs.here import run_here
 from flink_jobs.jars import KAFKA, Jar, find_jar
 from flink_jobs.kafka_admin import SHADED, KafkaAdmin, KafkaError
 from flink_jobs.main import define_workflow, flink_options, intake_rules
+from flink_jobs.output import OUTPUTS
 from flink_jobs.settings import Settings, load_settings
 from operators.intake import UNREADABLE, IntakeRules
 from operators.kafka_sinks import KafkaSinks
@@ -35,14 +36,6 @@ from operators.rules.failure import CATEGORIES, queue_of
 from operators.rules.splits import FileProgress
 from operators.rules.verdict import EMPTY_MESSAGE, INVALID_JSON, NULL_BYTES, OVERSIZED
 
-OUTPUTS: Final = (
-    "processed_events",
-    "user_windows",
-    "late_events",
-    "dead_letters",
-    "quarantine",
-    "ledger",
-)
 #: A job that died takes a checkpoint's time to notice, and some to come back.
 _LEAST_CHECKPOINTS: Final = 3
 #: What a record has beside its line, headers above all; and what an event's line has more than its

@@ -81,7 +81,7 @@ class Report:
         counts = Counts(**{name: stored[name] for name in names})
         return cls(counts, stored["problems"], stored["wall_time_s"], stored["records_per_s"])
 
-    def print_table(self, console: Console, output: Path) -> None:
+    def print_table(self, console: Console, output: Path | str) -> None:
         """The ledger as a table, and where the output is."""
         console.print(_table(self.counts))
         rate = f"{self.records_per_s:,.0f} records/s"

@@ -206,10 +206,7 @@ def name_sql_steps(stream: DataStream, prefix: str) -> None:
 def block_encoder() -> Any:
     """An encoder for `FileSink` that writes a row's first field (bytes) and a newline."""
     jvm = get_gateway().jvm
-    raw = jvm.org.apache.flink.formats.raw.RawFormatSerializationSchema(
-        _to_java_data_type(DataTypes.BYTES()).getLogicalType(), "UTF-8", True
-    )
-    return jvm.org.apache.flink.connector.file.table.SerializationSchemaAdapter(raw)
+    return jvm.org.apache.flink.connector.file.table.SerializationSchemaAdapter(_raw_format())
 
 
 def partition_folders(columns: list[str]) -> Any:
@@ -295,7 +292,7 @@ def _array(values: list[Any], of: Any = None) -> Any:
 
 # --- Kafka ---------------------------------------------------------------------------------------
 
-#: What `kafka_lines` hands to a Kafka sink.
+#: What `kafka_lines` hands to a Kafka sink: of envelopes, and of all others.
 KAFKA_RECORD: Final = DataTypes.ROW(
     [
         DataTypes.FIELD("topic", DataTypes.STRING()),
@@ -304,6 +301,7 @@ KAFKA_RECORD: Final = DataTypes.ROW(
         DataTypes.FIELD("headers", DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES())),
     ]
 )
+KAFKA_VALUE: Final = DataTypes.ROW([DataTypes.FIELD("value", DataTypes.BYTES())])
 
 
 def kafka_batch(
@@ -349,7 +347,7 @@ def kafka_lines(
     names: tuple[str, ...],
     envelopes: bool,
 ) -> DataStream:
-    """Lines to `KAFKA_RECORD` rows, one a line (KafkaLines.java).
+    """Lines to `KAFKA_VALUE` or `KAFKA_RECORD` rows, one a line (KafkaLines.java).
 
     Args:
         lines: as `join_lines` takes them.
@@ -363,10 +361,17 @@ def kafka_lines(
     for name in names:
         fields.add(name)
     refs = [_logical(row), topic, fields, envelopes]
-    return _add(lines, "KafkaLines", uid, refs, _row_info(KAFKA_RECORD))
+    rows = _row_info(KAFKA_RECORD if envelopes else KAFKA_VALUE)
+    return _add(lines, "KafkaLines", uid, refs, rows)
 
 
-def kafka_serializer(topic: str) -> Any:
+def kafka_values(topic: str) -> Any:
+    """`KAFKA_VALUE` rows as the values of Kafka records."""
+    schema = get_gateway().jvm.org.apache.flink.connector.kafka.sink.KafkaRecordSerializationSchema
+    return schema.builder().setTopic(topic).setValueSerializationSchema(_raw_format()).build()
+
+
+def kafka_records(topic: str) -> Any:
     """`KAFKA_RECORD` rows as Kafka records: the SQL connector's own serializer.
 
     A topic, a key and headers for each record: the public interface has nothing like it (T39).
@@ -379,9 +384,7 @@ def kafka_serializer(topic: str) -> Any:
     """
     jvm = get_gateway().jvm
     name = "org.apache.flink.streaming.connectors.kafka.table.DynamicKafkaRecordSerializationSchema"
-    raw = jvm.org.apache.flink.formats.raw.RawFormatSerializationSchema(
-        _to_java_data_type(DataTypes.BYTES()).getLogicalType(), "UTF-8", True
-    )
+    raw = _raw_format()
     key, value = _field_getter(1), _field_getter(2)
     # Where the topic, the headers and the timestamp stand; -1: nowhere.
     positions = _array([0, 3, -1], jvm.int)
@@ -398,6 +401,14 @@ def kafka_serializer(topic: str) -> Any:
             f"the Kafka connector's {name.rpartition('.')[2]} has changed: Breakwater was built "
             "for the version in docker/pom.xml, run `make jars`"
         ) from error
+
+
+def _raw_format() -> Any:
+    """A row's first field (bytes) as it is."""
+    jvm = get_gateway().jvm
+    return jvm.org.apache.flink.formats.raw.RawFormatSerializationSchema(
+        _to_java_data_type(DataTypes.BYTES()).getLogicalType(), "UTF-8", True
+    )
 
 
 def _field_getter(at: int) -> Any:

@@ -11,7 +11,7 @@ from pyflink.datastream.data_stream import DataStream
 from pyflink.java_gateway import get_gateway
 from pyflink.table.types import DataType
 
-from operators.bridge import kafka_lines, kafka_serializer
+from operators.bridge import kafka_lines, kafka_records, kafka_values
 
 ENVELOPES: Final = ("dead_letters", "quarantine")
 #: Producers that write many small records want larger batches than Kafka's defaults; what waits is
@@ -67,7 +67,9 @@ class KafkaSinks:
         kafka = jvm.org.apache.flink.connector.kafka.sink
         builder = (
             kafka.KafkaSink.builder()
-            .setRecordSerializer(kafka_serializer(self.topics[name]))
+            .setRecordSerializer(
+                (kafka_records if name in ENVELOPES else kafka_values)(self.topics[name])
+            )
             .setDeliveryGuarantee(
                 jvm.org.apache.flink.connector.base.DeliveryGuarantee.EXACTLY_ONCE
             )

@@ -45,13 +45,16 @@ class Origin:
     def of_batch(cls, batch: pa.RecordBatch) -> Origin:
         """Read the coordinates of a batch of `RECORDS`."""
         mark = SplitMark.of(batch.schema.metadata)
-        offsets = batch.column("source_offset").to_pylist()
+        offsets = batch.column("source_offset").to_numpy().tolist()
         if mark is not None:
             return cls.of_split(mark, offsets)
         topics = batch.column("source_topic").dictionary_encode()
         numbers = batch.column("source_partition").to_numpy().astype(np.int64)
         pairs = topics.indices.to_numpy().astype(np.int64) << 32 | numbers
-        distinct, of_row = np.unique(pairs, return_inverse=True)
+        # A partition's records come many in a row: only where it changes is looked at.
+        begins = np.flatnonzero(np.diff(pairs, prepend=-1))
+        distinct, of_run = np.unique(pairs[begins], return_inverse=True)
+        of_row = np.repeat(of_run, np.diff(begins, append=len(pairs)))
         names = topics.dictionary.to_pylist()
         partitions = [(names[pair >> 32], int(pair & 0xFFFFFFFF)) for pair in distinct]
         return cls(None, partitions, of_row if len(partitions) > 1 else None, offsets)
@@ -68,8 +71,10 @@ class Origin:
         if len(self.partitions) == 1:
             topic, partition = self.partitions[0]
             return repeat(topic, len(rows)), repeat(partition, len(rows)), offsets
-        sources = [self.partition_of(row) for row in rows]
-        return [topic for topic, _ in sources], [partition for _, partition in sources], offsets
+        topics = [topic for topic, _ in self.partitions]
+        partitions = [partition for _, partition in self.partitions]
+        sources = self._of_row()[rows].tolist()
+        return map(topics.__getitem__, sources), map(partitions.__getitem__, sources), offsets
 
     def progress(self, rows: Ints, times_ms: Ints) -> list[Progress]:
         """What the batch tells the watermark; rows and times are those of the accepted records."""

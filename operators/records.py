@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from operators.batches import SplitMark, from_bytes
@@ -46,7 +48,7 @@ class Records:
     batch: pa.RecordBatch | None = None
 
     @classmethod
-    def of_batch(cls, batch: pa.RecordBatch) -> Records:
+    def of_batch(cls, batch: pa.RecordBatch, *, is_bounded: bool = False) -> Records:
         """Rows of `RECORDS`."""
         odd: dict[int, Oddity] = {}
         names = ("payload_bytes", "checksum", "fault")
@@ -54,8 +56,8 @@ class Records:
         if any(column.null_count < len(column) for column in columns):
             rows = zip(*(column.to_pylist() for column in columns), strict=True)
             odd = {i: Oddity(*row) for i, row in enumerate(rows) if any(v is not None for v in row)}
-        payloads = batch.column("payload").fill_null(b"").to_pylist()
-        return cls(Origin.of_batch(batch), payloads, odd, batch=batch)
+        payloads = _values(batch.column("payload"))
+        return cls(Origin.of_batch(batch), payloads, odd, is_bounded=is_bounded, batch=batch)
 
     @classmethod
     def of_lines(cls, lines: Lines, mark: SplitMark) -> Records:
@@ -101,12 +103,34 @@ class Reader(Protocol):
         """The element's records."""
 
 
+def _values(column: pa.Array) -> list[bytes]:
+    """A column of bytes; null is empty. Arrow's own way makes an object of its for each first."""
+    _, ends, data = column.buffers()
+    if not len(column) or data is None:  # none, or all of them are empty
+        return [b""] * len(column)
+    at = np.frombuffer(ends, np.int32, len(column) + 1, column.offset * 4).tolist()
+    whole = data.to_pybytes()
+    values = [whole[begin:end] for begin, end in pairwise(at)]
+    if column.null_count:
+        for row in np.flatnonzero(column.is_null()):
+            values[row] = b""
+    return values
+
+
 class BatchReader:
-    """Elements that are batches of `RECORDS` already, as bytes."""
+    """Elements that are batches of `RECORDS` already, as bytes.
+
+    Attributes:
+        is_bounded: whether their payloads have been cut at the same limit that intake goes by.
+    """
+
+    def __init__(self, *, is_bounded: bool = False) -> None:
+        """Take what is known of the batches."""
+        self.is_bounded = is_bounded
 
     def open(self) -> None:
         """Nothing to get ready."""
 
     def read(self, element: bytes) -> Iterable[Records]:
         """The batch."""
-        yield Records.of_batch(from_bytes(element))
+        yield Records.of_batch(from_bytes(element), is_bounded=self.is_bounded)

@@ -24,6 +24,7 @@ public class KafkaBatcher extends Flushing {
   private transient java.io.ByteArrayOutputStream out;
   private transient ArrowSerializer arrow;
   private transient GenericRowData record;
+  private transient BinaryStringData topic;
 
   public KafkaBatcher(Object[] refs, StreamTask task, StreamConfig config, Output output,
       ProcessingTimeService times) {
@@ -47,16 +48,26 @@ public class KafkaBatcher extends Flushing {
     byte[] key = row.isNullAt(1) ? null : row.getBinary(1);
     setPayload(payload);
     record.setField(KEY, key);
-    record.setField(TOPIC, row.getString(2));
+    record.setField(TOPIC, topic(row.getString(2).toString()));
     record.setField(PARTITION, Integer.valueOf(row.getInt(3)));
     record.setField(OFFSET, Long.valueOf(row.getLong(4)));
     record.setField(TIMESTAMP, row.isNullAt(5) ? null
         : Long.valueOf(row.getTimestamp(5, 3).getMillisecond()));
     if (type.getFieldCount() > HEADERS) {
-      record.setField(HEADERS, row.isNullAt(6) ? null : row.getMap(6));
+      // Most records have none: a null costs less than an empty map.
+      record.setField(HEADERS, row.isNullAt(6) || row.getMap(6).size() == 0 ? null : row.getMap(6));
     }
     write();
     added((payload == null ? 0L : (long) payload.length) + (key == null ? 0L : (long) key.length));
+  }
+
+  /* The same for many records: its bytes are made once. */
+  private BinaryStringData topic(String name) {
+    if (topic == null || !topic.toString().equals(name)) {
+      topic = BinaryStringData.fromString(name);
+      topic.ensureMaterialized();
+    }
+    return topic;
   }
 
   private void setPayload(byte[] payload) throws Exception {

@@ -4,9 +4,9 @@
  * Input: as LineJoiner's: RowData whose first field is a line, ended by a newline, as bytes or a string,
  * and whose next fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose
  * second field holds such lines packed (bridge.ACCEPTED).
- * Output: RowData(topic, key, value, headers). The topic is the template with the partition's names filled
- * in. Of an envelope the key is its message_checksum, and what is known of the failure goes into headers
- * too, so that tools can route and count without parsing the value.
+ * Output: RowData(value), or of envelopes RowData(topic, key, value, headers). The topic is the template
+ * with the partition's names filled in, the key the envelope's message_checksum, and what is known of the
+ * failure goes into headers too, so that tools can route and count without parsing the value.
  *
  * Keeps nothing: a crash neither loses nor doubles a record here.
  */
@@ -58,11 +58,10 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
   }
 
   private void sendBlock(byte[] lines) throws Exception {
-    BinaryStringData to = topicOf(null);
     int begin = 0;
     for (int end = 0; end < lines.length; end++) {
       if (lines[end] == '\n') {
-        collect(to, null, java.util.Arrays.copyOfRange(lines, begin, end), null);
+        collect(new Object[] {java.util.Arrays.copyOfRange(lines, begin, end)});
         begin = end + 1;
       }
     }
@@ -75,14 +74,15 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
     if (envelopes) {
       Map headers = headersOf(value);
       byte[] key = (byte[]) headers.get(BinaryStringData.fromString("breakwater-message-checksum"));
-      collect(topicOf(row), key, value, new org.apache.flink.table.data.GenericMapData(headers));
+      collect(new Object[] {
+          topicOf(row), key, value, new org.apache.flink.table.data.GenericMapData(headers)});
     } else {
-      collect(topicOf(row), null, value, null);
+      collect(new Object[] {value});
     }
   }
 
-  private void collect(BinaryStringData to, byte[] key, byte[] value, Object headers) {
-    output.collect(new StreamRecord(GenericRowData.of(new Object[] {to, key, value, headers})));
+  private void collect(Object[] fields) {
+    output.collect(new StreamRecord(GenericRowData.of(fields)));
   }
 
   private BinaryStringData topicOf(RowData row) {

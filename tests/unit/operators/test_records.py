@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -62,3 +63,26 @@ def test_a_batch_of_rows_becomes_the_records_that_it_holds(mark: SplitMark | Non
     assert records.headers(0) == {"header.trace": "t", "header.none": "", "header.odd": "\\xff"}
     assert records.headers(1) == {}
     assert [records.timestamp_ms(row) for row in (0, 1)] == [9, None]
+
+
+def test_rows_keep_their_partition_however_they_are_mixed() -> None:
+    places = [("b", 1), ("b", 1), ("a", 2), ("b", 1), ("b", 0), ("a", 2), ("a", 2)]
+    rows = [
+        {
+            "source_topic": topic,
+            "source_partition": partition,
+            "source_offset": offset,
+            "payload": None if offset == 4 else b"x" * offset,
+        }
+        for offset, (topic, partition) in enumerate(places)
+    ]
+    (records,) = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, RECORDS)))
+    assert [records.origin.partition_of(row) for row in range(len(rows))] == places
+    assert records.payloads == [b"", b"x", b"xx", b"xxx", b"", b"x" * 5, b"x" * 6]
+    topics, partitions, offsets = records.origin.coordinates(np.array([1, 2, 4, 6]))
+    assert list(zip(topics, partitions, offsets, strict=True)) == [
+        ("b", 1, 1),
+        ("a", 2, 2),
+        ("b", 0, 4),
+        ("a", 2, 6),
+    ]

@@ -1,0 +1,89 @@
+"""The yardstick on Kafka: the same work in nothing but Flink SQL, as a good data engineer would.
+
+Kafka in, the good events, the windows and the rejected records to exactly-once topics, with the
+same checks, windows, watermark delay, checkpoints and producer settings as Breakwater's job.
+
+What SQL cannot do here, and the main job can: a record that is no JSON is dropped without a trace
+(`json.ignore-parse-errors`, trap T57); a rejected record is written as it was understood, not as it
+came, and with one reason only; what is late is in no output; nothing is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from string import Template
+
+from pyflink.common import Configuration
+from pyflink.datastream import StreamExecutionEnvironment
+from pyflink.table import StreamTableEnvironment
+
+from bench.measure import kafka_arguments
+from flink_jobs.jars import KAFKA, find_jar
+
+SINK = """'connector' = 'kafka', 'properties.bootstrap.servers' = '{servers}',
+  'sink.delivery-guarantee' = 'exactly-once', 'properties.transaction.timeout.ms' = '600000',
+  'properties.compression.type' = 'lz4', 'properties.linger.ms' = '20',
+  'properties.batch.size' = '262144'"""
+
+
+def main() -> int:
+    call = kafka_arguments(__doc__).parse_args()
+    work = Path(tempfile.mkdtemp(prefix="jvm-sql-"))
+    try:
+        tables = StreamTableEnvironment.create(environment(call, work, {}))
+        run_statements(tables, statements_of(Path(__file__).with_suffix(".sql"), call))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+def environment(
+    call: argparse.Namespace, work: Path, more: dict[str, str]
+) -> StreamExecutionEnvironment:
+    configuration = Configuration()
+    options = {
+        "parallelism.default": str(call.parallelism),
+        "pipeline.object-reuse": "true",
+        "table.local-time-zone": "UTC",
+        "execution.checkpointing.interval": f"{call.checkpoint_interval_ms} ms",
+        "execution.checkpointing.dir": (work / "checkpoints").as_uri(),
+        "restart-strategy.type": "none",
+        "io.tmp.dirs": str(work),
+        **more,
+    }
+    for name, value in options.items():
+        configuration.set_string(name, value)
+    env = StreamExecutionEnvironment.get_execution_environment(configuration)
+    env.add_jars(find_jar(KAFKA, call.jars, {}).url)
+    return env
+
+
+def statements_of(path: Path, call: argparse.Namespace) -> dict[str, str]:
+    """The statements of a SQL file, by the comment above each."""
+    filled = Template(path.read_text()).substitute(
+        servers=call.servers,
+        topic=call.topic,
+        prefix=call.prefix,
+        sink=SINK.format(servers=call.servers),
+    )
+    parts = [part.split("\n", 1) for part in filled.split("-- ") if part]
+    return {name: statement.strip() for name, statement in parts}
+
+
+def run_statements(tables: StreamTableEnvironment, statements: dict[str, str]) -> None:
+    """Tables and views in order, then all inserts as one job, to its end."""
+    inserts = tables.create_statement_set()
+    for name, statement in statements.items():
+        if name.startswith("insert "):
+            inserts.add_insert_sql(statement)
+        else:
+            tables.execute_sql(statement)
+    inserts.execute().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""From Kafka to exactly-once Kafka, side by side in one run: `make bench-kafka`.
+
+Programs, each on a skewed topic (60, 5, 26 and 9 % of the records), in turn:
+
+- Breakwater's job;
+- jvm_sql: the same in nothing but Flink SQL;
+- record_at_a_time_kafka: the same in PyFlink, a record at a time;
+- handwritten: a confluent-kafka script that keeps its windows in memory.
+
+Start-up and the compiling of the first seconds drop out: what is compared is the slope between a
+short and a long topic. CPU time is that of the whole process tree; the broker's is shown apart.
+Then the time from append to output at a low rate, and with `--soak-minutes` memory and state over
+time at a constant load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from dataclasses import dataclass, field
+
+from bench.kafka_latency import latency
+from bench.kafka_setup import DATA, Place, place
+from bench.kafka_soak import soak
+from bench.measure import Cost, machine
+
+PARTS = ("throughput", "latency", "soak")
+PROGRAMS = ("breakwater", "jvm_sql", "record_at_a_time_kafka", "handwritten")
+LABELS = {
+    "breakwater": "Breakwater",
+    "jvm_sql": "pure Flink SQL",
+    "record_at_a_time_kafka": "record at a time",
+    "handwritten": "hand-written script",
+}
+
+
+@dataclass
+class Slopes:
+    """What a program costs a record, one value a repetition, in microseconds."""
+
+    start_s: list[float] = field(default_factory=list)
+    wall_us: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+    broker_us: list[float] = field(default_factory=list)
+
+
+def main() -> int:
+    call = arguments().parse_args()
+    print(machine(), flush=True)
+    with place(DATA / "kafka", call.parallelism, call.checkpoint_interval_ms) as here:
+        if "throughput" in call.parts:
+            throughput(here, call)
+        if "latency" in call.parts:
+            latency(here, call.latency_rate, call.latency_seconds)
+        if "soak" in call.parts:
+            soak(here, call.soak_rate, call.soak_minutes)
+    return 0
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["throughput", "latency"])
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--short", type=int, default=2_000_000, help="events of the short topic")
+    parser.add_argument("--long", type=int, default=10_000_000, help="and of the long one")
+    parser.add_argument("--users", type=int, default=1000, help="keys of the windows")
+    parser.add_argument("--parallelism", type=int, default=2)
+    parser.add_argument("--checkpoint-interval-ms", type=int, default=2000)
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each program, in turn")
+    parser.add_argument("--no-check", action="store_true", help="do not count the outputs")
+    parser.add_argument("--latency-rate", type=int, default=1000, help="events a second")
+    parser.add_argument("--latency-seconds", type=int, default=60)
+    parser.add_argument("--soak-rate", type=int, default=5000, help="events a second")
+    parser.add_argument("--soak-minutes", type=float, default=20)
+    return parser
+
+
+def throughput(here: Place, call: argparse.Namespace) -> None:
+    short, long = here.load(call.short, call.users), here.load(call.long, call.users)
+    slopes = {program: Slopes() for program in call.programs}
+    for repetition in range(call.repeat):
+        for program in call.programs:
+            check = repetition == 0 and not call.no_check
+            one, one_broker = run(here, program, short, call.short, check=check)
+            two, two_broker = run(here, program, long, call.long)
+            n = (call.long - call.short) / 1e6
+            slope = two - one
+            found = slopes[program]
+            found.start_s.append(one.wall_s - slope.wall_s / n * call.short / 1e6)
+            found.wall_us.append(slope.wall_s / n)
+            found.cpu_us.append(slope.cpu_s / n)
+            found.broker_us.append((two_broker - one_broker) / n)
+    print_table(call, slopes)
+    print_ratios(slopes)
+
+
+def run(
+    here: Place, program: str, topic: str, events: int, *, check: bool = False
+) -> tuple[Cost, float]:
+    cost, broker_s, prefix = here.measured(program, topic)
+    print(
+        f"  {program}, {events:,} events: {cost.wall_s:.1f} s, CPU {cost.cpu_s:.1f} s, "
+        f"broker {broker_s:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    if check:
+        counts = sorted(here.counts(prefix).items())
+        said = ", ".join(f"{name} {n:,}" for name, n in counts if n)
+        print(f"- {LABELS[program]}, of {events:,} events: {said}", flush=True)
+    here.remove(prefix)
+    return cost, broker_s
+
+
+def print_table(call: argparse.Namespace, slopes: dict[str, Slopes]) -> None:
+    print(
+        f"\nSlope between {call.short:,} and {call.long:,} events, {call.users:,} keys, "
+        f"parallelism {call.parallelism}, checkpoints every {call.checkpoint_interval_ms} ms, "
+        f"median of {call.repeat} in turn:\n"
+    )
+    print("| program | start-up s | records/s | wall us a record | CPU us a record | broker's |")
+    print("|---|---|---|---|---|---|")
+    for program, found in slopes.items():
+        wall = statistics.median(found.wall_us)
+        print(
+            f"| {LABELS[program]} | {statistics.median(found.start_s):.1f} | {1e6 / wall:,.0f} "
+            f"| {wall:.2f} | {statistics.median(found.cpu_us):.2f} "
+            f"| {statistics.median(found.broker_us):.2f} |"
+        )
+
+
+def print_ratios(slopes: dict[str, Slopes]) -> None:
+    ours = slopes.get("breakwater")
+    if ours is None:
+        return
+    print()
+    for program, goal in (("jvm_sql", "1.3, better 2"), ("record_at_a_time_kafka", "8")):
+        if program in slopes:
+            fast = ratios(slopes[program].wall_us, ours.wall_us)
+            cpu = ratios(slopes[program].cpu_us, ours.cpu_us)
+            print(
+                f"Breakwater's throughput is {fast} times that of {LABELS[program]} (goal: at "
+                f"least {goal}); {LABELS[program]} takes {cpu} times Breakwater's CPU time."
+            )
+    if "handwritten" in slopes:
+        cpu = ratios(ours.cpu_us, slopes["handwritten"].cpu_us)
+        print(f"Breakwater takes {cpu} times the CPU time of the hand-written script (goal: 3).")
+
+
+def ratios(above: list[float], below: list[float]) -> str:
+    found = [a / b for a, b in zip(above, below, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""A broker for the measurements, its topics, and the programs that are run on them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+from confluent_kafka.admin import AdminClient
+
+from bench.measure import Cost, all_processes, cost_of
+from flink_jobs.broker import Broker
+from flink_jobs.generate import generate
+from flink_jobs.kafka_demo import spread as skewed
+from flink_jobs.topics import Topics
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data"
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+DISORDER_S, SEED, BAD_RATE = 300, 42, 0.02
+PARTITIONS = 4
+WITHIN_S = 30
+#: A broker of its own cores would have its own: a little more room, and compiled code.
+BROKER_JVM = ("-Xms512m", "-Xmx1g", "-XX:+UseSerialGC")
+OUTPUTS = {
+    "processed_events": "processed-events",
+    "user_windows": "user-windows",
+    "late_events": "late-events",
+    "dead_letters": "dlq-{queue}",
+    "quarantine": "quarantine-{reason}",
+    "ledger": "ledger",
+}
+#: What the programs without a start of their own write to.
+PLAIN_OUTPUTS = ("processed-events", "user-windows", "dead-letters", "quarantine")
+
+
+@dataclass
+class Place:
+    """The broker of one run of the measurements."""
+
+    broker: Broker
+    folder: Path
+    parallelism: int
+    checkpoint_interval_ms: int
+    runs: int = 0
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.broker.bootstrap_servers)
+
+    def load(self, events: int, users: int) -> str:
+        """A skewed topic of generated events."""
+        file = events_file(events, users)
+        name = f"events-{events}-{users}"
+        self.topics.create(name, PARTITIONS)
+        with file.open("rb") as lines:
+            # Empty, and not null: a tombstone ends the job of plain PyFlink.
+            values = (line.rstrip(b"\n") for line in lines)
+            written = self.topics.load(name, zip(skewed(), values, strict=False))
+        if written != events:
+            raise SystemExit(f"{written} of {events} events were loaded")
+        return name
+
+    def measured(self, program: str, topic: str) -> tuple[Cost, float, str]:
+        """Run a program on a topic to its end; its cost, the broker's CPU, its topics' prefix."""
+        self.runs += 1
+        prefix = f"{program}-{self.runs}"
+        if program != "breakwater":
+            for name in PLAIN_OUTPUTS:
+                self.topics.create(f"{prefix}-{name}", PARTITIONS)
+        before = self._broker_cpu_s()
+        cost = cost_of(self.command(program, topic, prefix), environ())
+        return cost, self._broker_cpu_s() - before, prefix
+
+    def command(self, program: str, topic: str, prefix: str) -> list[str]:
+        if program == "breakwater":
+            state = self.folder / "state"
+            shutil.rmtree(state, ignore_errors=True)
+            config = self.settings(prefix, topic)
+            job = ["-m", "flink_jobs.kafka_job", "--config", str(config), "--local", str(state)]
+            return [sys.executable, *job]
+        return [
+            sys.executable, "-W", "ignore", "-m", f"bench.{program}",
+            "--servers", self.broker.bootstrap_servers, "--topic", topic, "--prefix", prefix,
+            "--parallelism", str(self.parallelism),
+            "--checkpoint-interval-ms", str(self.checkpoint_interval_ms),
+        ]  # fmt: skip
+
+    def settings(self, prefix: str, topic: str, end: str = "latest", more: str = "") -> Path:
+        """A settings file of Breakwater's job."""
+        outputs = "".join(f'{name}_topic = "{prefix}-{t}"\n' for name, t in OUTPUTS.items())
+        file = self.folder / f"{prefix}.toml"
+        file.write_text(
+            f"parallelism = {self.parallelism}\n"
+            '[source]\nkind = "kafka"\n'
+            f'[kafka]\nbootstrap_servers = "{self.broker.bootstrap_servers}"\n'
+            f'topics = ["{topic}"]\ngroup = "{prefix}"\nend = "{end}"\n'
+            f'[sink]\nkind = "kafka"\ntransactional_id_prefix = "{prefix}"\n{outputs}'
+            f"[checkpoint]\ninterval_ms = {self.checkpoint_interval_ms}\n{more}"
+        )
+        return file
+
+    def counts(self, prefix: str, *, ended: bool = True) -> dict[str, int]:
+        """How many records an output has, and how many events its windows hold.
+
+        Of a job that was stopped, and has not ended, transactions stay open.
+        """
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap_servers, "log_level": 0})
+        names = [n for n in admin.list_topics(timeout=WITHIN_S).topics if n.startswith(prefix)]
+        if ended:
+            self.topics.settle(names)
+        counts = {"windowed": 0}
+        for name in names:
+            messages = self.topics.read([name])
+            output = name.removeprefix(f"{prefix}-")
+            n = 0
+            for message in messages:
+                n += 1
+                if output == "user-windows":
+                    counts["windowed"] += msgspec.json.decode(message.value())["event_count"]
+            counts[output] = n
+        return counts
+
+    def remove(self, prefix: str) -> None:
+        """The topics of a run."""
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap_servers, "log_level": 0})
+        names = [n for n in admin.list_topics(timeout=WITHIN_S).topics if n.startswith(prefix)]
+        for gone in admin.delete_topics(names).values():
+            gone.result(WITHIN_S)
+
+    def _broker_cpu_s(self) -> float:
+        return next(cpu for pid, _, cpu in all_processes() if pid == str(self.broker.pid))
+
+
+@contextmanager
+def place(folder: Path, parallelism: int, checkpoint_interval_ms: int) -> Iterator[Place]:
+    """A broker that lives as long as the caller needs it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    broker = Broker(folder / "broker", {"log.cleaner.enable": "false"}, BROKER_JVM)
+    try:
+        broker.start()
+        yield Place(broker, folder, parallelism, checkpoint_interval_ms)
+    finally:
+        broker.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def events_file(n: int, users: int, bad_rate: float = BAD_RATE) -> Path:
+    """The input, made once."""
+    DATA.mkdir(exist_ok=True)
+    path = DATA / f"events-{n}-{users}-{bad_rate:g}.jsonl"
+    if not path.exists():
+        generate(n, bad_rate, DISORDER_S, users, SEED, START, path)
+    return path
+
+
+def environ() -> dict[str, str]:
+    """For the programs: where this project is, whatever the folder they start in."""
+    root = str(HERE.parent)
+    paths = itertools.chain([root], filter(None, [os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
