@@ -213,27 +213,27 @@ def _tell(audit: Audit, place: Partition, again: list[tuple[int, int]]) -> None:
     holes = [finding for finding in findings if finding.uncounted]
     for finding in holes[:_NAMED_HOLES]:
         audit.problems.append(
-            f"{name}: offsets {finding.gap.first} to {finding.gap.last}: the topic has "
-            f"{finding.uncounted} records there that the ledger does not have"
+            f"{name}: offsets {finding.gap.first} to {finding.gap.last}: records that the topic has "
+            f"there and the ledger has not: {finding.uncounted}"
         )
     if more := holes[_NAMED_HOLES:]:
         missing = sum(finding.uncounted for finding in more)
-        audit.problems.append(f"{name}: and {len(more)} more such holes with {missing} records")
+        audit.problems.append(f"{name}: and {len(more)} more such holes, records: {missing}")
     if again:
         offsets = sum(last - first + 1 for first, last in again)
         audit.problems.append(
-            f"{name}: {offsets} offsets were counted more than once, the first is {again[0][0]}: "
-            "has a job begun anew on the same ledger?"
+            f"{name}: offsets counted more than once: {offsets}, the first is {again[0][0]}; has a "
+            "job begun anew on the same ledger?"
         )
     empty = [finding.gap for finding in findings if finding.there is not None]
     offsets = sum(gap.missing for gap in empty) - sum(finding.uncounted for finding in findings)
     if offsets:
         audit.notes.append(
-            f"{name}: {offsets} offsets without a record are no loss (markers of transactions, "
-            "aborted or compacted records)"
+            f"{name}: offsets without a record, which are no loss: {offsets} (markers of "
+            "transactions, aborted or compacted records)"
         )
     if gone := [finding.gap for finding in findings if finding.there is None]:
         audit.notes.append(
-            f"{name}: {sum(gap.missing for gap in gone)} offsets that are not in the ledger cannot "
-            "be checked any more: the topic has deleted what was there"
+            f"{name}: offsets that are not in the ledger and cannot be checked any more: "
+            f"{sum(gap.missing for gap in gone)} (the topic has deleted what was there)"
         )

@@ -139,7 +139,8 @@ def print_audit(audit: Audit, by: By, console: Console) -> None:
         console.print(_by_partition(audit))
     console.print(ledger_table(book.total))
     if book.by_minute:
-        _say(console, f"rows of {book.first_minute()} to {book.last_minute()}, {_read(audit)}")
+        minutes = dict.fromkeys((book.first_minute(), book.last_minute()))
+        _say(console, f"rows of {' to '.join(minutes)}, {_read(audit)}")
     for note in audit.notes:
         _say(console, note)
     if audit.balanced:
@@ -178,7 +179,8 @@ def _by_partition(audit: Audit) -> Table:
 
 
 def _table(what: str, more: list[str], rows: Iterable[tuple[str, list[str], Counts]]) -> Table:
-    table = Table(what, title=None)
+    table = Table(title=None)
+    table.add_column(what, no_wrap=True)
     names = ("received", "processed", "dead", "quarantined", "windowed", "late")
     for name in (*names, *more):
         table.add_column(name, justify="right")

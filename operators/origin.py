@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import compress, pairwise, repeat
 from typing import Any, Final
@@ -61,7 +61,7 @@ class Origin:
 
     def partition_of(self, row: int) -> tuple[str, int]:
         """Topic and partition of a row."""
-        return self.partitions[0 if self.of_row is None else int(self.of_row[row])]
+        return self.partitions[self._entry(row)]
 
     def coordinates(self, rows: Ints) -> tuple[Iterable[str], Iterable[int], Iterable[int]]:
         """Topics, partitions and offsets of some rows, which are in order."""
@@ -106,11 +106,11 @@ class Origin:
             at_ms: the instant whose minute the batch counts in.
             rejected: rows that were turned away.
         """
-        of_row, offsets = self._of_row(), np.array(self.offsets, np.int64)
-        turned_away = Counter((int(of_row[row]), r.kind, r.error_type) for row, r in rejected)
+        turned_away = Counter((self._entry(row), r.kind, r.error_type) for row, r in rejected)
         lines = []
-        for i, (topic, partition) in enumerate(self.partitions):
-            here = offsets if self.of_row is None else offsets[of_row == i]
+        for i, ((topic, partition), here) in enumerate(
+            zip(self.partitions, self._offsets_by_partition(), strict=True)
+        ):
             line: dict[str, Any] = {
                 "minute_ms": at_ms - at_ms % MINUTE_MS,
                 "source_topic": topic,
@@ -118,10 +118,10 @@ class Origin:
                 "received": len(here),
             }
             if len(here):
-                line.update(first_offset=int(here.min()), last_offset=int(here.max()))
+                line.update(first_offset=int(here[0]), last_offset=int(here[-1]))
             if self.mark is not None:
                 line["splits"] = [self.mark.ordinal] if self.mark.last else []
-            elif len(spans := spans_of(here)) > 1:
+            elif len(spans := spans_of(np.asarray(here))) > 1:
                 line["spans"] = spans
             for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
                 line[name] = {
@@ -129,6 +129,18 @@ class Origin:
                 }
             lines.append(msgspec.json.encode(line) + b"\n")
         return lines
+
+    def _entry(self, row: int) -> int:
+        return 0 if self.of_row is None else int(self.of_row[row])
+
+    def _offsets_by_partition(self) -> Iterator[list[int] | Ints]:
+        """In order; those of a planned partition come so."""
+        if self.mark is not None:
+            yield self.offsets
+            return
+        offsets = np.array(self.offsets, np.int64)
+        for i in range(len(self.partitions)):
+            yield np.sort(offsets if self.of_row is None else offsets[self.of_row == i])
 
     def _of_row(self) -> Ints:
         return np.zeros(len(self.offsets), np.int64) if self.of_row is None else self.of_row

@@ -304,10 +304,10 @@ def test_splits_read_out_of_order_count_only_as_an_unbroken_run(
 # --- Books ---------------------------------------------------------------------------------------
 
 
-def books(env: Any, folder: Path, lines: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows that lines of counts become; each list of them is one element."""
-    blocks = [b"".join(msgspec.json.encode(line) + b"\n" for line in block) for block in lines]
-    counts = numbers(env, len(blocks)).process(Play(blocks), bridge.BYTES)
+def books(env: Any, folder: Path, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that lines of counts become; they are one element, so no checkpoint divides them."""
+    block = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    counts = numbers(env, 1).process(Play([block]), bridge.BYTES)
     sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
     sinks.add("ledger", bridge.books(counts, uid="books"), bridge.LINE, parallelism=1)
     env.execute("books")
@@ -331,10 +331,11 @@ def test_a_partition_and_minute_has_one_row(committing: Any, tmp_path: Path) -> 
         committing,
         tmp_path,
         [
-            [counted(0, 0, 9, **dead), counted(1, 5, 5)],
-            [counted(0, 10, 19, dead_lettered={"b": 3}, quarantined={"c": 4})],
-            [{**place, "minute_ms": AT_MS - AT_MS % 60_000, **windows}],
-            [counted(0, 20, 20, minute=1)],
+            counted(0, 0, 9, **dead),
+            counted(1, 5, 5),
+            counted(0, 10, 19, dead_lettered={"b": 3}, quarantined={"c": 4}),
+            {**place, "minute_ms": AT_MS - AT_MS % 60_000, **windows},
+            counted(0, 20, 20, minute=1),
         ],
     )
     none = {"duplicate": 0, "pending": 0, "windowed": 0, "late": 0, "processed": 0}
@@ -368,14 +369,14 @@ def test_a_row_names_the_spans_between_gaps_and_the_pieces_that_ended(
         counted(1, 70, 90, splits=[]),
         {**counted(1, 0, 0), "received": 0, "splits": [3]},
     ]
-    one, planned = books(committing, tmp_path, [lines])
+    one, planned = books(committing, tmp_path, lines)
     assert one["spans"] == [[0, 9, 10], [11, 13, 3], [18, 29, 12]]
     assert (planned["splits"], "spans" in planned) == ([0, 3], False)
 
 
 def test_spans_are_few_and_lose_no_record(committing: Any, tmp_path: Path) -> None:
     """A topic of one-record transactions: a marker behind every record."""
-    (row,) = books(committing, tmp_path, [[counted(0, 2 * i, 2 * i) for i in range(1000)]])
+    (row,) = books(committing, tmp_path, [counted(0, 2 * i, 2 * i) for i in range(1000)])
     assert len(row["spans"]) <= MAX_SPANS
     assert sum(records for _, _, records in row["spans"]) == row["received"] == 1000
     assert all(last - first + 1 == 2 * n - 1 for first, last, n in row["spans"])
