@@ -213,8 +213,8 @@ def _tell(audit: Audit, place: Partition, again: list[tuple[int, int]]) -> None:
     holes = [finding for finding in findings if finding.uncounted]
     for finding in holes[:_NAMED_HOLES]:
         audit.problems.append(
-            f"{name}: offsets {finding.gap.first} to {finding.gap.last}: records that the topic has "
-            f"there and the ledger has not: {finding.uncounted}"
+            f"{name}: offsets {finding.gap.first} to {finding.gap.last}: records that the topic "
+            f"has there and the ledger has not: {finding.uncounted}"
         )
     if more := holes[_NAMED_HOLES:]:
         missing = sum(finding.uncounted for finding in more)

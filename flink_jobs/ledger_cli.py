@@ -139,8 +139,8 @@ def print_audit(audit: Audit, by: By, console: Console) -> None:
         console.print(_by_partition(audit))
     console.print(ledger_table(book.total))
     if book.by_minute:
-        minutes = dict.fromkeys((book.first_minute(), book.last_minute()))
-        _say(console, f"rows of {' to '.join(minutes)}, {_read(audit)}")
+        ends = dict.fromkeys((book.first_minute(), book.last_minute()))
+        _say(console, f"rows of {' to '.join(ends)}, {_read(audit)}")
     for note in audit.notes:
         _say(console, note)
     if audit.balanced:
