@@ -143,7 +143,7 @@ def print_audit(audit: Audit, by: By, console: Console) -> None:
         _say(console, f"rows of {' to '.join(ends)}, {_read(audit)}")
     for note in audit.notes:
         _say(console, note)
-    if audit.balanced:
+    if audit.balanced and book.by_partition:
         console.print("[bold green]balanced[/]: every record is in exactly one place")
     for problem in audit.problems:
         console.print("[bold red]off[/]: ", end="")
