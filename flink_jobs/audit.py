@@ -136,15 +136,17 @@ def audit_topics(topics: Topics, ledger: str, settings: Settings) -> Audit:
         audit.notes.append(f"{ledger} has no committed row{' that is whole' if cut else ''}")
     audit.problems += audit.book.imbalances()
     known = set(topics.admin.topics())
-    for topic in sorted({topic for topic, _ in audit.book.spans}):
-        began = not cut and settings.kafka.start == "earliest" and _reads(settings, topic)
+    read = _read_topics(topics, settings)
+    for topic in sorted({topic for topic, _ in audit.book.spans} | read):
+        began = not cut and settings.kafka.start == "earliest" and topic in read
         _look_for_holes(audit, topics, topic, began, topic in known)
     return audit
 
 
-def _reads(settings: Settings, topic: str) -> bool:
-    """Whether the settings are those of a job that reads the topic."""
-    return topic in settings.kafka.topics or bool(settings.kafka.topic_pattern)
+def _read_topics(topics: Topics, settings: Settings) -> set[str]:
+    """The topics that the job of these settings reads; none where it was not told."""
+    pattern = settings.kafka.topic_pattern
+    return set(topics.admin.matching(pattern) if pattern else settings.kafka.topics)
 
 
 def _book(rows: Iterator[bytes], after: str = "") -> Book:
