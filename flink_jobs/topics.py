@@ -67,8 +67,8 @@ def connected(properties: Mapping[str, str], jar: Jar) -> Iterator[Topics]:
     Raises:
         KafkaError: no broker answers, or the login is refused.
     """
-    if not jar.in_flink:
-        add_jars_to_context_class_loader([jar.url])
+    # Also one in Flink's lib folder: it may be another Flink's than that of this process.
+    add_jars_to_context_class_loader([jar.url])
     consumer = {
         **properties,
         "isolation.level": "read_committed",
