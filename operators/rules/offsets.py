@@ -79,16 +79,19 @@ def gaps(spans: Iterable[Span], begin: int | None = None) -> list[Gap]:
 
     Args:
         spans: what was counted.
-        begin: where the first span should have begun; None when nobody knows.
+        begin: where the first span should have begun, at the latest; None when nobody knows.
     """
     found: list[Gap] = []
-    reach = begin
-    for span in merged(spans):
-        if reach is not None and span.first > reach:
+    joined = merged(spans)
+    if not joined:
+        return found
+    reach = joined[0].first if begin is None else min(begin, joined[0].first)
+    for span in joined:
+        if span.first > reach:
             found.append(Gap(reach, span.first - 1, 0))
         if not span.unbroken:
             found.append(Gap(span.first, span.last, span.records))
-        reach = span.last + 1 if reach is None else max(reach, span.last + 1)
+        reach = max(reach, span.last + 1)
     return found
 
 

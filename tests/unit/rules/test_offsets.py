@@ -90,6 +90,8 @@ def test_a_hole_is_between_rows_before_them_and_within_one() -> None:
     assert gaps(spans) == [Gap(10, 19, 0), Gap(30, 39, 4)]
     assert gaps([Span(5, 9, 5)], 2) == [Gap(2, 4, 0)]
     assert gaps([Span(5, 9, 5)], 7) == []
+    # The topic begins later by now than what was counted of it.
+    assert gaps([Span(0, 4, 5), Span(8, 9, 2)], 6) == [Gap(5, 7, 0)]
     assert gaps([], 7) == []
 
 
