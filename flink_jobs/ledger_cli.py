@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -134,9 +135,9 @@ def print_audit(audit: Audit, by: By, console: Console) -> None:
     book = audit.book
     if by == "minute":
         minutes = sorted(book.by_minute.items())
-        console.print(_table("minute", [], [(minute, [], counts) for minute, counts in minutes]))
+        _print_wide(console, _table("minute", [], [(m, [], counts) for m, counts in minutes]))
     elif by == "partition":
-        console.print(_by_partition(audit))
+        _print_wide(console, _by_partition(audit))
     console.print(ledger_table(book.total))
     if book.by_minute:
         ends = dict.fromkeys((book.first_minute(), book.last_minute()))
@@ -179,17 +180,24 @@ def _by_partition(audit: Audit) -> Table:
 
 
 def _table(what: str, more: list[str], rows: Iterable[tuple[str, list[str], Counts]]) -> Table:
-    table = Table(title=None)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(what, no_wrap=True)
     names = ("received", "processed", "dead", "quarantined", "windowed", "late")
     for name in (*names, *more):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, offsets, counts in rows:
         dead, quarantined = sum(counts.dead_lettered.values()), sum(counts.quarantined.values())
         numbers = (counts.received, counts.processed, dead, quarantined)
         windows = (counts.windowed, counts.late)
         table.add_row(name, *(f"{number:,}" for number in numbers + windows), *offsets)
     return table
+
+
+def _print_wide(console: Console, table: Table) -> None:
+    """As wide as it is: numbers that are cut short are worse than lines that are too long."""
+    unbounded = console.options.update(max_width=10_000)
+    width = max(console.width, console.measure(table, options=unbounded).maximum)
+    Console(file=console.file, width=width).print(table)
 
 
 def _say(console: Console, text: str) -> None:
