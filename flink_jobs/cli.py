@@ -1,4 +1,4 @@
-"""The command line: breakwater generate, run and check.
+"""The command line: breakwater generate, run, check and what is registered here.
 
 Exit codes: 0 done and balanced, 1 failed or not balanced, 2 wrong call or setting.
 Every foreseeable fault is one line on standard error.
@@ -23,7 +23,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from flink_jobs import check as checks
-from flink_jobs import cluster_cli
+from flink_jobs import cluster_cli, ledger_cli
 from flink_jobs import generate as demo
 from flink_jobs.commands import Command, Commands, ManyInputs
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
@@ -360,6 +360,7 @@ def _show_checks(results: list[checks.Check]) -> None:
             _say(console, f"{'':<{width + 7}}-> {result.advice}")
 
 
+ledger_cli.register(app)
 cluster_cli.register(app)
 
 

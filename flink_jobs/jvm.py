@@ -22,6 +22,8 @@ from flink_jobs.output import TMP_PREFIX, OutputFolder, wait_a_moment
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _ENDS_WITHIN_S: Final = 20
+#: Another Flink on this machine is not the one that this PyFlink is made for.
+_OTHER_FLINK: Final = ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR")
 #: Collecting in parallel costs more than it brings on a small machine; with room for classes and
 #: for some batches from the start it collects little. The user's own JVM_ARGS come later and win.
 _JVM_ARGS: Final = (
@@ -59,8 +61,7 @@ def flink_process(folder: OutputFolder, java: Java, *, for_long: bool = False) -
         folder.mark_run(None, tmp)
         variables = environment(folder, tmp, java, os.environ, for_long=for_long)
         os.environ.update(variables)
-        for name in ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR"):
-            # Another Flink on this machine is not the one that this PyFlink is made for.
+        for name in _OTHER_FLINK:
             os.environ.pop(name, None)
         folder.log.mkdir(parents=True, exist_ok=True)
         from pyflink.java_gateway import get_gateway  # noqa: PLC0415
@@ -76,6 +77,26 @@ def flink_process(folder: OutputFolder, java: Java, *, for_long: bool = False) -
     finally:
         tempfile.tempdir = outside
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+@contextmanager
+def client_process(java: Java) -> Iterator[None]:
+    """The one Java process of a command that only asks; nothing of it stays."""
+    with tempfile.TemporaryDirectory(prefix=TMP_PREFIX) as tmp:
+        os.environ["JAVA_HOME"] = str(java.home)
+        os.environ["JVM_ARGS"] = f"{_JVM_ARGS} -Djava.io.tmpdir={tmp}"
+        os.environ["FLINK_LOG_DIR"] = tmp
+        for name in _OTHER_FLINK:
+            os.environ.pop(name, None)
+        from pyflink.java_gateway import get_gateway  # noqa: PLC0415
+
+        with one_line("Java did not start"):
+            gateway = get_gateway()
+            pid = int(gateway.jvm.ProcessHandle.current().pid())
+        try:
+            yield
+        finally:
+            _end(gateway, pid)
 
 
 def environment(

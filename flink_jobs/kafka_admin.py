@@ -91,12 +91,19 @@ class KafkaAdmin:
                 hint = f"did you mean {near[0]}?" if near else "create it, or correct the setting"
                 raise KafkaError(f"{setting}: there is no topic {name} on {self._servers}; {hint}")
 
-    def create(self, names: Iterable[str], setting: str) -> list[str]:
-        """Make the topics that are missing, with the broker's own defaults; say which."""
+    def create(self, names: Iterable[str], setting: str, partitions: int = 0) -> list[str]:
+        """Make the topics that are missing, with the broker's own defaults; say which.
+
+        Args:
+            names: the topics.
+            setting: what names them.
+            partitions: how many they get; the broker's default if 0.
+        """
         missing = sorted(set(names) - set(self.topics()))
+        optional = self._jvm.java.util.Optional
         for name in missing:
             topic = self._class("clients.admin.NewTopic")(
-                name, self._jvm.java.util.Optional.empty(), self._jvm.java.util.Optional.empty()
+                name, optional.of(partitions) if partitions else optional.empty(), optional.empty()
             )
             try:
                 self._get(self._admin.createTopics(self._list([topic])).all())

@@ -42,6 +42,8 @@ _LEAST_CHECKPOINTS: Final = 3
 #: payload: coordinates, and times and numbers written anew.
 _LINE_EXTRA_BYTES: Final = 65_536
 _LEAST_MESSAGE_BYTES: Final = 262_144
+#: In one partition the rows of a checkpoint appear at once, and are deleted from the oldest on.
+_PARTITIONS: Final = {"ledger": 1}
 _RECOVERY: Final = "execution.state-recovery.path"
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -234,7 +236,7 @@ def check_outputs(admin: KafkaAdmin, settings: Settings, rules: IntakeRules) -> 
                     WRONG_CALL,
                 )
         if settings.sink.create_topics:
-            admin.create(names, setting)
+            admin.create(names, setting, _PARTITIONS.get(output, 0))
         else:
             admin.require(names, f"{setting} (and sink.create_topics is false)")
     most = admin.max_transaction_timeout_ms()

@@ -28,13 +28,13 @@ from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
     ACCEPTED,
     LINE,
+    books,
     gate,
     marks,
     name_sql_steps,
     require_bridge,
     rows_of,
     side_output,
-    unbatch,
 )
 from operators.events import partials_schema
 from operators.file_source import FileSource
@@ -187,8 +187,8 @@ def define_workflow(
     sinks.add("user_windows", user_windows, WINDOW_LINE)
 
     # The books: what came in and was turned away; what was processed, windowed and late.
-    received = unbatch(side_output(judged, COUNTS_TAG), LINE, uid="received")
-    sinks.add("ledger", received.union(counted), LINE)
+    rows = books(side_output(judged, COUNTS_TAG).union(counted), uid="books")
+    sinks.add("ledger", rows, LINE, parallelism=1)
 
 
 def flink_options(settings: Settings) -> dict[str, str]:

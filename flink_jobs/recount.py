@@ -23,10 +23,9 @@ class _Window(msgspec.Struct):
     event_count: int
 
 
-class _Piece(msgspec.Struct):
+class _Pieces(msgspec.Struct):
     source_topic: str = ""
-    split: int = -1
-    split_ends: bool = False
+    splits: list[int] = []
 
 
 def recount(folder: OutputFolder) -> Counts:
@@ -44,7 +43,12 @@ def recount(folder: OutputFolder) -> Counts:
 
 def streamed(folder: OutputFolder) -> Counts:
     """What the stream counted as it ran: its own rows, committed with the outputs."""
-    return from_rows(_lines(folder.parts("ledger")))
+    return from_rows(ledger_rows(folder))
+
+
+def ledger_rows(folder: OutputFolder) -> Iterator[bytes]:
+    """The stream's own rows that are committed."""
+    return _lines(folder.parts("ledger"))
 
 
 def count_lines(parts: Iterable[Path]) -> int:
@@ -79,12 +83,11 @@ class Coverage:
 
 def coverage(folder: OutputFolder, plan: ReadPlan) -> Coverage:
     """Look for each piece of the plan in the stream's own rows."""
-    decode = msgspec.json.Decoder(_Piece).decode
+    decode = msgspec.json.Decoder(_Pieces).decode
     ends: Counter[tuple[str, int]] = Counter()
-    for line in _lines(folder.parts("ledger")):
-        piece = decode(line)
-        if piece.split_ends:
-            ends[piece.source_topic, piece.split] += 1
+    for line in ledger_rows(folder):
+        row = decode(line)
+        ends.update((row.source_topic, split) for split in row.splits)
     planned = [(file.partition, split) for file in plan.progress() for split in range(file.splits)]
     missing = [piece for piece in planned if not ends[piece]]
     return Coverage(len(planned), missing, [piece for piece, n in ends.items() if n > 1])

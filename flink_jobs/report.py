@@ -51,16 +51,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ledger.json."""
-        counts = self.counts
         return {
-            "received": counts.received,
-            "processed": counts.processed,
-            "dead_lettered": dict(sorted(counts.dead_lettered.items())),
-            "quarantined": dict(sorted(counts.quarantined.items())),
-            "duplicate": counts.duplicate,
-            "pending": counts.pending,
-            "windowed": counts.windowed,
-            "late": counts.late,
+            **counts_dict(self.counts),
             "balanced": self.balanced,
             "problems": self.problems,
             "wall_time_s": self.wall_s,
@@ -83,7 +75,7 @@ class Report:
 
     def print_table(self, console: Console, output: Path | str) -> None:
         """The ledger as a table, and where the output is."""
-        console.print(_table(self.counts))
+        console.print(ledger_table(self.counts))
         rate = f"{self.records_per_s:,.0f} records/s"
         console.print(f"{self.wall_s:.1f} s, {rate}, start-up included")
         if self.balanced:
@@ -93,7 +85,22 @@ class Report:
         console.print(f"output: {output}", highlight=False, soft_wrap=True)
 
 
-def _table(counts: Counts) -> Table:
+def counts_dict(counts: Counts) -> dict[str, Any]:
+    """The books for a program."""
+    return {
+        "received": counts.received,
+        "processed": counts.processed,
+        "dead_lettered": dict(sorted(counts.dead_lettered.items())),
+        "quarantined": dict(sorted(counts.quarantined.items())),
+        "duplicate": counts.duplicate,
+        "pending": counts.pending,
+        "windowed": counts.windowed,
+        "late": counts.late,
+    }
+
+
+def ledger_table(counts: Counts) -> Table:
+    """The books as a person reads them."""
     table = Table("ledger", "", "records", title=None)
     table.columns[2].justify = "right"
     table.add_row("received", "", f"{counts.received:,}", end_section=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from operators.rules.splits import UNKNOWN_MS
@@ -38,7 +40,8 @@ DEAD_LETTERS: Final = pa.schema(
     ]
 )
 QUARANTINE: Final = pa.schema([("line", pa.binary()), ("reason", pa.string())])
-LINES: Final = pa.schema([("line", pa.binary())])
+
+Ints = npt.NDArray[np.int64]
 
 _IPC_OUT: Final = pa.ipc.IpcWriteOptions(use_threads=False)
 _IPC_IN: Final = pa.ipc.IpcReadOptions(use_threads=False)
@@ -95,13 +98,25 @@ class Progress:
     newest_ms: int = UNKNOWN_MS
 
 
-def pack_progress(partitions: list[Progress]) -> bytes:
-    """The form that Marks.java reads: big-endian, strings as in java.io.DataInput.readUTF."""
+def pack_progress(
+    partitions: list[Progress], at_ms: int = 0, entry_of_event: Ints | None = None
+) -> bytes:
+    """The form that Marks.java and Gate.java read: big-endian, strings as DataInput.readUTF does.
+
+    Args:
+        partitions: an entry each; several may be of the same partition.
+        at_ms: the instant whose minute the events count in.
+        entry_of_event: the entry that each event belongs to; None where all are of one partition,
+            as it costs four bytes an event.
+    """
     packed = [struct.pack(">i", len(partitions))]
     for p in partitions:
         name = _java_utf(p.partition)
         packed.append(struct.pack(">H", len(name)) + name)
         packed.append(struct.pack(">qbiq", p.split, p.last, p.records, p.newest_ms))
+    packed.append(struct.pack(">q", at_ms))
+    if entry_of_event is not None:
+        packed.append(entry_of_event.astype(">i4").tobytes())
     return b"".join(packed)
 
 

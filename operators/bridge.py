@@ -9,7 +9,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, StreamTableEnvironment, Table
 from pyflink.table.types import DataType, RowType, _to_java_data_type
 
+from operators.origin import MAX_SPANS
 from operators.rules.splits import FileProgress
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
@@ -91,9 +92,14 @@ def batch(
     return _add(rows_of(table_env, table), "Batcher", uid, refs, BYTES.get_java_type_info())
 
 
-def unbatch(stream: DataStream, row: DataType, *, uid: str) -> DataStream:
-    """Arrow batches to rows of the given type (Unbatcher.java)."""
-    return _add(stream, "Unbatcher", uid, [_logical(row)], _row_info(row))
+def books(counts: DataStream, *, uid: str) -> DataStream:
+    """Counts of batches to the rows of the ledger (Books.java).
+
+    Args:
+        counts: lines of `Origin.count_lines` and of the gate.
+        uid: uid and name of the step; it has one subtask.
+    """
+    return _add(counts, "Books", uid, [MAX_SPANS], _row_info(LINE), 1)
 
 
 def gate(
@@ -110,9 +116,9 @@ def gate(
             the lines are handed over, not copied.
 
     Returns:
-        Partials for the windows; lines of late events (`LINE`); count lines (`LINE`), one a batch.
+        Partials for the windows; lines of late events (`LINE`); count lines (bytes) for `books`.
     """
-    late, counts = _tag("late", _row_info(LINE)), _tag("counts", _row_info(LINE))
+    late, counts = _tag("late", _row_info(LINE)), _tag("counts", BYTES.get_java_type_info())
     refs = [_logical(partial), window_ms, late, counts]
     rows = _add(stream, "Gate", uid, refs, _row_info(partial), parallelism)
     return rows, _side(rows, late), _side(rows, counts)
@@ -156,6 +162,7 @@ def join_lines(
     max_bytes: int,
     max_age_ms: int,
     partition_fields: int = 0,
+    parallelism: int = 0,
 ) -> DataStream:
     """Lines to blocks of lines, one a partition (LineJoiner.java).
 
@@ -167,9 +174,10 @@ def join_lines(
         max_bytes: bytes after which they are.
         max_age_ms: how long the first line waits at most.
         partition_fields: how many fields name the partition.
+        parallelism: the job's own if 0.
     """
     refs = [_logical(row), partition_fields, max_records, max_bytes, max_age_ms]
-    return _add(lines, "LineJoiner", uid, refs, _row_info(row))
+    return _add(lines, "LineJoiner", uid, refs, _row_info(row), parallelism)
 
 
 def side_output(stream: DataStream, tag: OutputTag) -> DataStream:
@@ -346,6 +354,7 @@ def kafka_lines(
     topic: str,
     names: tuple[str, ...],
     envelopes: bool,
+    parallelism: int = 0,
 ) -> DataStream:
     """Lines to `KAFKA_VALUE` or `KAFKA_RECORD` rows, one a line (KafkaLines.java).
 
@@ -356,13 +365,36 @@ def kafka_lines(
         topic: name of the topic, with ``{names}``.
         names: the row's fields after the first.
         envelopes: whether the lines are envelopes, of which key and headers are made.
+        parallelism: the job's own if 0.
     """
     fields = get_gateway().jvm.java.util.ArrayList()
     for name in names:
         fields.add(name)
     refs = [_logical(row), topic, fields, envelopes]
     rows = _row_info(KAFKA_RECORD if envelopes else KAFKA_VALUE)
-    return _add(lines, "KafkaLines", uid, refs, rows)
+    return _add(lines, "KafkaLines", uid, refs, rows, parallelism)
+
+
+def topic_reader(properties: Mapping[str, str], patience_ms: int) -> Any:
+    """A reader of topics in this process's own JVM (TopicReader.java).
+
+    Args:
+        properties: of its consumer; the connector's jar must be on the class path already.
+        patience_ms: how long the brokers may be silent.
+    """
+    jvm = get_gateway().jvm
+    java_properties = jvm.java.util.Properties()
+    for name, value in properties.items():
+        java_properties.setProperty(name, value)
+    loader = jvm.Thread.currentThread().getContextClassLoader()
+    source = files("operators").joinpath("jvm").joinpath("TopicReader.java").read_text()
+    compiled = jvm.org.apache.flink.table.runtime.generated.CompileUtils.compile(
+        loader, "TopicReader", source
+    )
+    kinds = _array([_class("java.util.Properties"), jvm.java.lang.Long.TYPE], jvm.Class)
+    return compiled.getConstructor(kinds).newInstance(
+        _array([java_properties, jvm.java.lang.Long.valueOf(patience_ms)])
+    )
 
 
 def kafka_values(topic: str) -> Any:

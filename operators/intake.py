@@ -76,7 +76,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
     """Records to events, a batch at a time; the rest to side outputs.
 
     Output: rows of `bridge.ACCEPTED`, at least one for an element that has records. Side outputs:
-    batches of `DEAD_LETTERS`, of `QUARANTINE`, and of counts, one line a batch and partition.
+    batches of `DEAD_LETTERS` and of `QUARANTINE`, and counts, one line a batch and partition.
 
     Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
     only a lack of memory, or a source file that is not as it was, fails the job, which then goes on
@@ -106,11 +106,11 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         for records in self._reader.read(element):
             now_ms = ctx.timer_service().current_processing_time()
             judged = judge_batch(records, self._judge, self._events, now_ms)
-            accepted.add(records.origin, judged.rows, judged.events)
+            accepted.add(records.origin, judged.rows, judged.events, now_ms)
             date = iso_utc_ms(now_ms)[:10]
             for row, why in judged.rejected:
                 rejected.add(self._envelope(records, row, why, now_ms), why, date)
-            rejected.count(records.origin.count_lines(STAGE, judged.rejected))
+            rejected.count(records.origin.count_lines(accepted.at_ms, judged.rejected))
             if accepted.size + rejected.size >= self._rules.output_bytes:
                 yield accepted.row()
                 yield from rejected.batches()

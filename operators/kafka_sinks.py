@@ -49,7 +49,12 @@ class KafkaSinks:
     transaction_timeout_ms: int
 
     def add(
-        self, name: str, rows: DataStream, row: DataType, partition_by: tuple[str, ...] = ()
+        self,
+        name: str,
+        rows: DataStream,
+        row: DataType,
+        partition_by: tuple[str, ...] = (),
+        parallelism: int = 0,
     ) -> None:
         """Write the rows' lines to the topics of this name, see `Sinks.add`."""
         records = kafka_lines(
@@ -59,8 +64,11 @@ class KafkaSinks:
             topic=self.topics[name],
             names=partition_by,
             envelopes=name in ENVELOPES,
+            parallelism=parallelism,
         )
-        records.sink_to(self._sink(name)).uid(name).name(name)
+        written = records.sink_to(self._sink(name)).uid(name).name(name)
+        if parallelism:
+            written.set_parallelism(parallelism)
 
     def _sink(self, name: str) -> Sink:
         jvm = get_gateway().jvm

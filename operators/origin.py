@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import compress, repeat
-from typing import Any
+from itertools import compress, pairwise, repeat
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -18,6 +18,9 @@ from operators.rules.splits import UNKNOWN_MS
 from operators.rules.verdict import Rejection
 
 Ints = npt.NDArray[np.int64]
+MINUTE_MS: Final = 60_000
+#: A topic of one-record transactions has a gap behind every record: a row must not name them all.
+MAX_SPANS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Origin:
 
     def partition_of(self, row: int) -> tuple[str, int]:
         """Topic and partition of a row."""
-        return self.partitions[0 if self.of_row is None else int(self.of_row[row])]
+        return self.partitions[self._entry(row)]
 
     def coordinates(self, rows: Ints) -> tuple[Iterable[str], Iterable[int], Iterable[int]]:
         """Topics, partitions and offsets of some rows, which are in order."""
@@ -93,27 +96,38 @@ class Origin:
             for i, (topic, partition) in enumerate(self.partitions)
         ]
 
-    def count_lines(self, stage: str, rejected: list[tuple[int, Rejection]]) -> list[bytes]:
-        """One line a source partition: what came in, and what of it was turned away.
+    def entries(self, rows: Ints) -> Ints | None:
+        """The entry of `progress` that each of some rows belongs to; None where there is one."""
+        return None if self.of_row is None else self.of_row[rows]
 
-        Of a planned partition also which piece it was, and whether that ends: a run that has read
-        all of its input has one such end for each piece.
+    def count_lines(self, at_ms: int, rejected: list[tuple[int, Rejection]]) -> list[bytes]:
+        """One line a source partition for Books.java: what came in, and what was turned away.
+
+        Of a planned partition also whether the batch ends a piece of it: a run that has read all
+        of its input has one such end for each piece. Of another one the offsets' spans, where
+        there are gaps between them.
+
+        Args:
+            at_ms: the instant whose minute the batch counts in.
+            rejected: rows that were turned away.
         """
-        of_row, offsets = self._of_row(), np.array(self.offsets, np.int64)
-        turned_away = Counter((int(of_row[row]), r.kind, r.error_type) for row, r in rejected)
+        turned_away = Counter((self._entry(row), r.kind, r.error_type) for row, r in rejected)
         lines = []
-        for i, (topic, partition) in enumerate(self.partitions):
-            here = offsets if self.of_row is None else offsets[of_row == i]
+        for i, ((topic, partition), here) in enumerate(
+            zip(self.partitions, self._offsets_by_partition(), strict=True)
+        ):
             line: dict[str, Any] = {
-                "stage": stage,
+                "minute_ms": at_ms - at_ms % MINUTE_MS,
                 "source_topic": topic,
                 "source_partition": partition,
-                "first_offset": int(here.min()) if len(here) else None,
-                "last_offset": int(here.max()) if len(here) else None,
                 "received": len(here),
             }
+            if len(here):
+                line.update(first_offset=int(here[0]), last_offset=int(here[-1]))
             if self.mark is not None:
-                line.update(split=self.mark.ordinal, split_ends=self.mark.last)
+                line["splits"] = [self.mark.ordinal] if self.mark.last else []
+            elif len(spans := spans_of(np.asarray(here))) > 1:
+                line["spans"] = spans
             for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
                 line[name] = {
                     what: n for (at, k, what), n in turned_away.items() if at == i and k == kind
@@ -121,5 +135,32 @@ class Origin:
             lines.append(msgspec.json.encode(line) + b"\n")
         return lines
 
+    def _entry(self, row: int) -> int:
+        return 0 if self.of_row is None else int(self.of_row[row])
+
+    def _offsets_by_partition(self) -> Iterator[list[int] | Ints]:
+        """In order; those of a planned partition come so."""
+        if self.mark is not None:
+            yield self.offsets
+            return
+        offsets = np.array(self.offsets, np.int64)
+        for i in range(len(self.partitions)):
+            yield np.sort(offsets if self.of_row is None else offsets[self.of_row == i])
+
     def _of_row(self) -> Ints:
         return np.zeros(len(self.offsets), np.int64) if self.of_row is None else self.of_row
+
+
+def spans_of(offsets: Ints) -> list[list[int]]:
+    """Offsets, in order, as spans: first, last, and how many there are.
+
+    Without gaps, unless there are more than `MAX_SPANS`: then neighbours share a span.
+    """
+    breaks = np.flatnonzero(np.diff(offsets) != 1) + 1
+    step = len(breaks) // MAX_SPANS + 1
+    edges = np.concatenate(([0], breaks[step - 1 :: step], [len(offsets)]))
+    return [
+        [int(offsets[begin]), int(offsets[end - 1]), int(end - begin)]
+        for begin, end in pairwise(edges)
+        if end > begin
+    ]

@@ -15,7 +15,6 @@ from pyflink.datastream import OutputTag
 
 from operators.batches import (
     DEAD_LETTERS,
-    LINES,
     QUARANTINE,
     Progress,
     pack_lines,
@@ -45,6 +44,9 @@ class Accepted:
         self._lines: list[bytes] = []
         self._times: list[Ints] = []
         self._columns: list[pa.RecordBatch] = []
+        self._entries: list[Ints | int] = []
+        #: The instant whose minute all of it counts in: that of the first batch.
+        self.at_ms = 0
         self.size = 0
 
     @property
@@ -52,10 +54,13 @@ class Accepted:
         """Whether no partition has come further, so that there is nothing to tell."""
         return not self._progress
 
-    def add(self, origin: Origin, rows: Ints, events: Events) -> None:
+    def add(self, origin: Origin, rows: Ints, events: Events, now_ms: int) -> None:
         """Take in a batch: its accepted rows and what they hold."""
         times = self._event_type.event_ms(events)
         lines = self._event_type.encoded(events, *origin.coordinates(rows))
+        self.at_ms = self.at_ms or now_ms
+        first, entries = len(self._progress), origin.entries(rows)
+        self._entries.append(first if entries is None else entries + first)
         self._progress += origin.progress(rows, times)
         self._times.append(times)
         self._lines.append(pack_lines(lines))
@@ -66,11 +71,19 @@ class Accepted:
         """All of it."""
         partials = partials_of(self._columns, self._event_type.contract)
         return Row(
-            progress=pack_progress(self._progress),
+            progress=pack_progress(self._progress, self.at_ms, self._entry_of_event()),
             lines=b"".join(self._lines),
             times=np.concatenate(self._times).astype(">i8").tobytes(),
             partials=to_bytes(partials),
         )
+
+    def _entry_of_event(self) -> Ints | None:
+        """The entry of the progress that each event belongs to; None where all are of one."""
+        if len({progress.partition for progress in self._progress}) == 1:
+            return None
+        of_batch = zip(self._entries, self._times, strict=True)
+        entries: Ints = np.concatenate([np.broadcast_to(at, ms.shape) for at, ms in of_batch])
+        return entries
 
 
 class Rejected:
@@ -105,4 +118,4 @@ class Rejected:
             rows = zip(*self._quarantined, strict=True)
             yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, rows))
         if self._counts:
-            yield COUNTS_TAG, to_bytes(table_of(LINES, [self._counts]))
+            yield COUNTS_TAG, b"".join(self._counts)

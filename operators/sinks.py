@@ -28,7 +28,12 @@ class Sinks(Protocol):
     """Where a kind of output goes."""
 
     def add(
-        self, name: str, rows: DataStream, row: DataType, partition_by: tuple[str, ...] = ()
+        self,
+        name: str,
+        rows: DataStream,
+        row: DataType,
+        partition_by: tuple[str, ...] = (),
+        parallelism: int = 0,
     ) -> None:
         """Write the rows' lines to the output of this name.
 
@@ -37,6 +42,7 @@ class Sinks(Protocol):
             rows: internal rows; the first field is the line, the next ones name the partition.
             row: their type.
             partition_by: names of the partition fields.
+            parallelism: the job's own if 0; 1 where what a checkpoint has must appear together.
         """
 
 
@@ -57,7 +63,12 @@ class FileSinks:
     block_max_age_ms: int
 
     def add(
-        self, name: str, rows: DataStream, row: DataType, partition_by: tuple[str, ...] = ()
+        self,
+        name: str,
+        rows: DataStream,
+        row: DataType,
+        partition_by: tuple[str, ...] = (),
+        parallelism: int = 0,
     ) -> None:
         """Write the rows' lines below the folder of this name, see `Sinks.add`."""
         blocks = join_lines(
@@ -68,9 +79,12 @@ class FileSinks:
             max_bytes=self.block_max_bytes,
             max_age_ms=self.block_max_age_ms,
             partition_fields=len(partition_by),
+            parallelism=parallelism,
         )
         sink = self._file_sink(self.folder / name, list(partition_by))
-        blocks.sink_to(sink).uid(name).name(name)
+        written = blocks.sink_to(sink).uid(name).name(name)
+        if parallelism:
+            written.set_parallelism(parallelism)
 
     def _file_sink(self, folder: Path, partition_by: list[str]) -> FileSink:
         assigner = (

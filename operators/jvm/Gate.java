@@ -6,7 +6,10 @@
  * Output: RowData, the partials of open windows. What belongs to a window that the watermark has
  * closed goes to the late output, line by line, so that nothing reaches the windows that they would
  * drop without a word (the same comparison as Flink's TimeWindowUtil.isWindowFired). To the counts
- * output goes one line a batch: what was processed, let through, and late.
+ * output go JSON lines for Books.java, one a source partition of the batch: what was processed, let
+ * through, and late. Processed and late are counted by line, what is let through by what the windows
+ * get, where the partials of several partitions are one: of those the partitions have what is not late,
+ * and the first has what is missing or too much, if ever something is, so that the books show it.
  *
  * Keeps no state: the watermark comes again after a restart (Marks), before any batch does.
  */
@@ -46,11 +49,83 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     if (processed == 0) {
       return;
     }
+    Sources sources = new Sources((byte[]) row.getField(0), processed);
     long windowed = letThrough((byte[]) row.getField(3));
-    int lateOnes = windowed == processed ? 0 : turnAway(Packed.unpack((byte[]) row.getField(1)), times);
-    String line = "{\"stage\":\"windows\",\"processed\":" + processed + ",\"windowed\":" + windowed
-        + ",\"late\":" + lateOnes + "}\n";
-    output.collect(counts, new StreamRecord(row(line.getBytes("UTF-8"))));
+    if (windowed != processed) {
+      turnAway(Packed.unpack((byte[]) row.getField(1)), times, sources);
+    }
+    output.collect(counts, new StreamRecord(sources.lines(windowed).getBytes("UTF-8")));
+  }
+
+  /** The source partitions of a batch, as batches.pack_progress has them, and what is counted of each. */
+  static class Sources {
+    private final String[] names;
+    private final boolean[] planned;
+    private final long[] processed;
+    private final long[] late;
+    private final long atMs;
+    private final boolean several;
+    private final int begin;
+    private final java.nio.ByteBuffer numbers;
+
+    Sources(byte[] packed, int events) throws Exception {
+      java.io.ByteArrayInputStream bytes = new java.io.ByteArrayInputStream(packed);
+      java.io.DataInputStream in = new java.io.DataInputStream(bytes);
+      int n = in.readInt();
+      names = new String[n];
+      planned = new boolean[n];
+      processed = new long[n];
+      late = new long[n];
+      for (int i = 0; i < n; i++) {
+        names[i] = in.readUTF();
+        planned[i] = in.readLong() >= 0;
+        in.skipBytes(13);
+      }
+      atMs = in.readLong();
+      // Where all events are of one partition nothing follows.
+      several = bytes.available() > 0;
+      begin = packed.length - bytes.available();
+      numbers = java.nio.ByteBuffer.wrap(packed);
+      if (several) {
+        for (int i = 0; i < events; i++) {
+          processed[entryOf(i)]++;
+        }
+      } else {
+        processed[0] = events;
+      }
+    }
+
+    private int entryOf(int event) {
+      return several ? numbers.getInt(begin + 4 * event) : 0;
+    }
+
+    void late(int event) {
+      late[entryOf(event)]++;
+    }
+
+    String lines(long windowed) {
+      long off = windowed;
+      for (int i = 0; i < names.length; i++) {
+        off -= processed[i] - late[i];
+      }
+      StringBuilder lines = new StringBuilder();
+      for (int i = 0; i < names.length; i++) {
+        if (processed[i] > 0 || off != 0) {
+          int slash = names[i].lastIndexOf('/');
+          lines.append("{\"minute_ms\":").append(atMs - Math.floorMod(atMs, 60000L))
+              .append(",\"source_topic\":\"")
+              .append(org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.io.JsonStringEncoder
+                  .getInstance().quoteAsString(planned[i] ? names[i] : names[i].substring(0, slash)))
+              .append("\",\"source_partition\":")
+              .append(planned[i] ? "0" : names[i].substring(slash + 1))
+              .append(",\"processed\":").append(processed[i])
+              .append(",\"windowed\":").append(processed[i] - late[i] + off)
+              .append(",\"late\":").append(late[i]).append("}\n");
+          off = 0;
+        }
+      }
+      return lines.toString();
+    }
   }
 
   private long letThrough(byte[] partials) throws Exception {
@@ -69,10 +144,9 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     return windowed;
   }
 
-  private int turnAway(byte[] lines, java.nio.ByteBuffer times) {
-    int found = 0;
+  private void turnAway(byte[] lines, java.nio.ByteBuffer times, Sources sources) {
     int begin = 0;
-    while (times.hasRemaining()) {
+    for (int event = 0; times.hasRemaining(); event++) {
       int end = begin;
       while (lines[end] != '\n') {
         end++;
@@ -80,11 +154,10 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
       if (!isOpen(times.getLong())) {
         byte[] line = java.util.Arrays.copyOfRange(lines, begin, end + 1);
         output.collect(late, new StreamRecord(row(line)));
-        found++;
+        sources.late(event);
       }
       begin = end + 1;
     }
-    return found;
   }
 
   private boolean isOpen(long time) {

@@ -3,7 +3,8 @@
  *
  * Input: Row whose first field is the progress of the batch's partitions, packed big-endian:
  * int count, then for each: UTF name, long split (-1: none, the partition is read in order), byte last
- * (of the split), int records, long newest (event time, ms; Long.MIN_VALUE: none accepted).
+ * (of the split), int records, long newest (event time, ms; Long.MIN_VALUE: none accepted); what
+ * follows is for Gate.java.
  * Output: the same Row, then a watermark when it has advanced.
  *
  * A planned partition (a file) holds the watermark back from the start, at its first event's time if

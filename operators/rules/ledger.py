@@ -4,16 +4,20 @@
     processed = windowed + late
 
 The stream counts as it runs; afterwards the output files are counted again on their own. Both are
-`Counts`, and what is off is said in sentences with both numbers.
+`Counts`, and what is off is said in sentences with both numbers. The stream's own rows are one a
+source partition, minute of processing and checkpoint; `Book` has them added up.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Final
 
 import msgspec
+
+from operators.rules.offsets import Span
 
 
 class LedgerError(ValueError):
@@ -118,27 +122,52 @@ def differences(streamed: Counts, recounted: Counts) -> list[str]:
     ]
 
 
-def from_rows(rows: Iterable[bytes]) -> Counts:
-    """Add up the rows that the stream wrote.
+Partition = tuple[str, int]
 
-    Args:
-        rows: JSON objects, e.g. `{"received": 3, "processed": 2, "dead_lettered":
-            {"schema_error": 1}, "windowed": 2}`. A line that is absent counts 0; lines of other
-            names and empty rows are ignored.
 
-    Raises:
-        LedgerError: A row is not such an object; the message says which, counted from 1.
+@dataclass
+class Book:
+    """All rows of the ledger, added up.
+
+    Attributes:
+        by_partition: by source topic and partition.
+        by_minute: by minute of processing, as the rows write it.
+        spans: the offsets that the rows of a partition have counted; none of a planned partition,
+            whose offsets are bytes.
     """
-    total = Counts()
-    for number, row in enumerate(rows, 1):
-        if row.strip():
-            total += _from_row(number, row)
-    return total
+
+    by_partition: dict[Partition, Counts] = field(default_factory=dict)
+    by_minute: dict[str, Counts] = field(default_factory=dict)
+    spans: dict[Partition, list[Span]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Counts:
+        """Of all partitions."""
+        return sum(self.by_partition.values(), Counts())
+
+    def imbalances(self) -> list[str]:
+        """A sentence for each partition and equation that does not hold."""
+        return [
+            f"{topic}/{number}: {sentence}"
+            for (topic, number), counts in sorted(self.by_partition.items())
+            for sentence in imbalances(counts)
+        ]
+
+    def first_minute(self) -> str:
+        """The oldest minute that there is a row of; "" when there is none."""
+        return min(self.by_minute, default="")
+
+    def last_minute(self) -> str:
+        """The newest one."""
+        return max(self.by_minute, default="")
 
 
 class _Row(msgspec.Struct):
     """A row as written."""
 
+    minute: str = ""
+    source_topic: str = ""
+    source_partition: int = 0
     received: int = 0
     processed: int = 0
     dead_lettered: dict[str, int] = {}
@@ -147,17 +176,59 @@ class _Row(msgspec.Struct):
     pending: int = 0
     windowed: int = 0
     late: int = 0
+    first_offset: int | None = None
+    last_offset: int | None = None
+    spans: list[Span] | None = None
+    splits: list[int] | None = None
 
 
 _decode_row = msgspec.json.Decoder(_Row).decode
+_COUNTS: Final = tuple(each.name for each in fields(Counts))
 
 
-def _from_row(number: int, row: bytes) -> Counts:
-    """Read one row."""
+def from_rows(rows: Iterable[bytes]) -> Counts:
+    """Add up the rows that the stream wrote, see `read_book`."""
+    return read_book(rows).total
+
+
+def read_book(rows: Iterable[bytes], after: str = "") -> Book:
+    """Add up the rows that the stream wrote.
+
+    Args:
+        rows: JSON objects, e.g. `{"minute": "2026-01-01T00:05:00.000Z", "source_topic": "t",
+            "source_partition": 0, "received": 3, "processed": 2, "dead_lettered":
+            {"schema_error": 1}, "windowed": 2, "first_offset": 0, "last_offset": 2}`. A line that
+            is absent counts 0; lines of other names and empty rows are ignored.
+        after: leave the rows of this minute and those before it out; "" for none.
+
+    Raises:
+        LedgerError: A row is not such an object; the message says which, counted from 1.
+    """
+    book = Book()
+    for number, line in enumerate(rows, 1):
+        if line.strip():
+            row = _read_row(number, line)
+            if row.minute > after or not after:
+                _add_row(book, row)
+    return book
+
+
+def _read_row(number: int, line: bytes) -> _Row:
     try:
-        return Counts(**msgspec.structs.asdict(_decode_row(row)))
+        return _decode_row(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise LedgerError(f"ledger row {number} cannot be read: {error}") from error
+
+
+def _add_row(book: Book, row: _Row) -> None:
+    counts = Counts(**{name: getattr(row, name) for name in _COUNTS})
+    place = row.source_topic, row.source_partition
+    book.by_partition[place] = book.by_partition.get(place, Counts()) + counts
+    book.by_minute[row.minute] = book.by_minute.get(row.minute, Counts()) + counts
+    if row.splits is None and row.first_offset is not None and row.last_offset is not None:
+        # Without spans there is no gap.
+        spans = row.spans or [Span(row.first_offset, row.last_offset, row.received)]
+        book.spans.setdefault(place, []).extend(spans)
 
 
 def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

@@ -93,7 +93,7 @@ def assert_topics_are_right(
         window = windows[row["user_id"], row["window_start"]]
         assert math.isclose(row.pop("total_value"), window.pop("total_value"), rel_tol=1e-9)
         assert row == window
-    assert_ledger(kafka, expected, len(late))
+    assert_ledger(kafka, expected, late)
     return len(late)
 
 
@@ -123,21 +123,27 @@ def assert_envelopes(
         assert headers["breakwater-source-offset"] == str(place[2])
 
 
-def assert_ledger(kafka: Kafka, expected: Expected, late: int) -> None:
-    """The stream's own counts, added up."""
-    received: Counter[tuple[str, int]] = Counter()
-    counts: Counter[str] = Counter()
+def assert_ledger(kafka: Kafka, expected: Expected, late: set[Place]) -> None:
+    """The stream's own rows: each equation holds in each row, and they add up by partition."""
+    counts: Counter[tuple[str, int, str]] = Counter()
+    offsets: Counter[Place] = Counter()
     for row in kafka.rows("ledger"):
-        if row["stage"] == "intake":
-            received[row["source_topic"], row["source_partition"]] += row["received"]
-            counts.update(row["dead_lettered"])
-            counts.update(row["quarantined"])
-        else:
-            counts.update({name: row[name] for name in ("processed", "windowed", "late")})
-    places = [*expected.processed, *expected.dead, *expected.quarantined]
-    assert received == Counter(place[:2] for place in places)
-    wanted = Counter(expected.dead.values()) + Counter(expected.quarantined.values())
-    wanted.update(
-        processed=len(expected.processed), windowed=len(expected.processed) - late, late=late
-    )
+        place = row["source_topic"], row["source_partition"]
+        rejected = {**row["dead_lettered"], **row["quarantined"]}
+        assert row["received"] == row["processed"] + sum(rejected.values())
+        assert row["processed"] == row["windowed"] + row["late"]
+        for name in ("processed", "windowed", "late"):
+            counts[(*place, name)] += row[name]
+        for what, n in rejected.items():
+            counts[(*place, what)] += n
+        spans = row.get("spans", [[row["first_offset"], row["last_offset"], row["received"]]])
+        assert sum(n for _, _, n in spans) == row["received"]
+        if all(last - first + 1 == n for first, last, n in spans):
+            offsets.update((*place, at) for a, b, _ in spans for at in range(a, b + 1))
+    wanted = Counter((*place[:2], "processed") for place in expected.processed)
+    wanted.update((*place[:2], "late") for place in late)
+    wanted.update((*place[:2], "windowed") for place in expected.processed if place not in late)
+    turned_away = {**expected.dead, **expected.quarantined}
+    wanted.update((*place[:2], what) for place, what in turned_away.items())
     assert +counts == +wanted
+    assert_once_each(offsets, Counter([*expected.processed, *turned_away]), "offsets")

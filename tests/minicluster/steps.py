@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyflink.common import Row
 from pyflink.datastream import ProcessFunction
@@ -14,6 +15,7 @@ from pyflink.datastream import ProcessFunction
 from operators.batches import Progress, from_bytes, pack_lines, pack_progress, to_bytes
 
 WINDOW_MS = 10
+AT_MS = 1_767_225_661_234
 PARTIALS = pa.schema(
     [
         ("event_key", pa.string()),
@@ -36,7 +38,8 @@ class Describe(ProcessFunction):  # type: ignore[misc]
 class Script(ProcessFunction):  # type: ignore[misc]
     """Element i of a script to a row of `bridge.ACCEPTED`: progress, event times, pause in ms.
 
-    A line is its event's time; the events are added up by window as intake does it.
+    A line is its event's time; the events are added up by window as intake does it. Where there are
+    several partitions in the progress the events are dealt out to them.
     """
 
     def __init__(self, script: list[tuple[list[Progress], list[int], int]]) -> None:
@@ -45,6 +48,7 @@ class Script(ProcessFunction):  # type: ignore[misc]
     def process_element(self, value: int, ctx: ProcessFunction.Context) -> Iterable[Row]:
         progress, times, pause_ms = self._script[value]
         time.sleep(pause_ms / 1000)
+        dealt = np.arange(len(times)) % len(progress)
         windows: dict[int, list[int]] = {}
         for time_ms in times:
             windows.setdefault(time_ms // WINDOW_MS, []).append(time_ms)
@@ -58,11 +62,23 @@ class Script(ProcessFunction):  # type: ignore[misc]
             schema=PARTIALS,
         )
         yield Row(
-            progress=pack_progress(progress),
+            progress=pack_progress(progress, AT_MS, dealt if len(progress) > 1 else None),
             lines=pack_lines(b"".join(b"%d\n" % t for t in times)),
             times=struct.pack(f">{len(times)}q", *times),
             partials=to_bytes(partials),
         )
+
+
+class Play(ProcessFunction):  # type: ignore[misc]
+    """Element i to the i-th of some bytes."""
+
+    def __init__(self, blocks: list[bytes], pause_ms: int = 0) -> None:
+        self._blocks = blocks
+        self._pause_ms = pause_ms
+
+    def process_element(self, value: int, ctx: ProcessFunction.Context) -> Iterable[bytes]:
+        time.sleep(self._pause_ms / 1000)
+        yield self._blocks[value]
 
 
 class Origins(ProcessFunction):  # type: ignore[misc]

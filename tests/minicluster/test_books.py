@@ -154,3 +154,35 @@ def test_a_run_that_is_done_says_so_again(done: Done) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "balanced: every record is in exactly one place" in ended.stdout
     assert (done.output / "ledger.json").read_bytes() == before
+
+
+def test_the_ledger_command_says_the_same_and_what_each_file_has(done: Done) -> None:
+    ended = run("ledger", "--dir", done.output, "--json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads(ended.stdout)
+    told = json.loads((done.output / "ledger.json").read_text())
+    assert {name: found[name] for name in told.keys() & found.keys()} == {
+        name: told[name] for name in told if name not in ("wall_time_s", "records_per_s")
+    }
+    assert (found["balanced"], found["problems"]) == (True, [])
+    assert [p["received"] for p in found["partitions"]] == [6_000, 6_000]
+    assert all(p["received"] == accounted(p) for p in found["partitions"] + found["minutes"])
+
+
+def accounted(books: dict[str, Any]) -> int:
+    rejected = [*books["dead_lettered"].values(), *books["quarantined"].values()]
+    assert books["processed"] == books["windowed"] + books["late"]
+    return int(books["processed"] + sum(rejected))
+
+
+def test_the_rows_of_the_ledger_are_few(done: Done) -> None:
+    """One a file, minute and checkpoint, not one a batch of 300 records."""
+    rows = [line for part in OutputFolder(done.output).parts("ledger") for line in part.open()]
+    assert len(rows) < 12_000 / 300 / 2
+
+
+def test_a_row_of_the_ledger_that_is_lost_is_found_by_the_command(done: Done, copy: Path) -> None:
+    lose_a_line(OutputFolder(copy).parts("ledger")[0])
+    ended = run("ledger", "--dir", copy)
+    assert ended.returncode == 1
+    assert "off: " in ended.stdout

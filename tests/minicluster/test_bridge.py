@@ -149,7 +149,7 @@ def gate(
     sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
     sinks.add("processed", steps, bridge.LINE)
     sinks.add("late", late, bridge.LINE)
-    sinks.add("counts", counts, bridge.LINE)
+    sinks.add("counts", bridge.books(counts, uid="books"), bridge.LINE, parallelism=1)
     tables = StreamTableEnvironment.create(env)
     tables.create_temporary_view("on_time", tables.from_data_stream(partials))
     sinks.add("on_time", bridge.rows_of(tables, tables.sql_query(ON_TIME_LINE)), bridge.LINE)
@@ -180,7 +180,7 @@ def file(name: str, split: int, newest: int, last: bool = True) -> list[Progress
 
 
 def topic(name: str, newest: int) -> list[Progress]:
-    return [Progress(name, -1, False, 1, newest)]
+    return [Progress(name if "/" in name else f"{name}/0", -1, False, 1, newest)]
 
 
 def test_an_event_is_late_exactly_when_its_window_has_closed(

@@ -68,3 +68,10 @@ def test_the_watermark_has_one_place_that_knows_all_partitions(transformations: 
     assert {parallelism[uid] for uid in ("kafka-source", "kafka", "intake")} == {3}
     # The gate shares the watermark's thread: lines are handed over there, not copied.
     assert parallelism["marks"] == parallelism["gate"] == 1
+
+
+def test_one_task_closes_the_books_and_one_writes_them(transformations: list[Any]) -> None:
+    """So the rows of a checkpoint appear together."""
+    parallelism = {step.getUid(): step.getParallelism() for step in transformations}
+    assert {parallelism[u] for u in ("books", "ledger-records", "ledger")} == {1}
+    assert parallelism["late_events"] == 3

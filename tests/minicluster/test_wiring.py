@@ -103,6 +103,13 @@ def test_readers_keep_their_number_and_the_watermark_has_one_place(
     assert parallelism["gate"] == 1
 
 
+def test_one_task_closes_the_books_and_one_writes_them(transformations: list[Any]) -> None:
+    """So the rows of a checkpoint appear together."""
+    parallelism = {step.getUid(): step.getParallelism() for step in transformations}
+    assert {parallelism[u] for u in ("books", "ledger-blocks", "ledger")} == {1}
+    assert parallelism["late_events"] == 3
+
+
 def test_windows_are_as_long_as_the_settings_say(flink: Callable[..., Any]) -> None:
     from pyflink.table import StreamTableEnvironment
 

@@ -168,9 +168,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_resumed(source, output):
     assert call(source, output) is None
     part = output / "ledger" / "part.jsonl"
     part.parent.mkdir()
-    part.write_text(
-        f'{{"received":1,"source_topic":"{source}/a.jsonl","split":0,"split_ends":true}}\n'
-    )
+    part.write_text(f'{{"received":1,"source_topic":"{source}/a.jsonl","splits":[0]}}\n')
     refused = call(source, output, "resume")
     assert refused is not None
     assert refused.exit_code == 1

@@ -32,11 +32,15 @@ def write(folder: OutputFolder, name: str, text: str) -> None:
 
 
 def read(*pieces: tuple[str, int]) -> str:
-    """The stream's rows: each piece in two batches, the second of which ends it."""
-    row = '{{"stage":"intake","received":1,"source_topic":"{}","split":{},"split_ends":{}}}\n'
-    return "".join(row.format(*piece, "false") + row.format(*piece, "true") for piece in pieces) + (
-        '{"stage":"windows","processed":1}\n'
-    )
+    """The stream's rows: the first two pieces in one, when one file's, and one before any ends."""
+    row = '{{"received":2,"processed":1,"source_topic":"{}","splits":{}}}\n'
+    rows = row.format(pieces[0][0], [])
+    while pieces:
+        path = pieces[0][0]
+        together = [split for of, split in pieces[:2] if of == path]
+        rows += row.format(path, together)
+        pieces = pieces[len(together) :]
+    return rows
 
 
 def test_input_that_was_read_once_is_covered(folder):
@@ -54,6 +58,7 @@ def test_a_piece_that_was_not_read_is_named(folder):
 
 def test_a_piece_that_was_begun_and_not_ended_is_missing(folder):
     begun = read(A1).splitlines(keepends=True)[0]
+    assert "[]" in begun
     write(folder, "ledger/part-0.jsonl", read(A0, B0) + begun)
     assert coverage(folder, PLAN).missing == [A1]
 
@@ -95,7 +100,7 @@ def test_files_are_counted_by_what_their_folders_say(folder):
 
 def test_the_streams_own_count_is_the_sum_of_its_rows(folder):
     write(folder, "ledger/p.jsonl", read(A0, B0))
-    assert streamed(folder) == Counts(received=4, processed=1)
+    assert streamed(folder) == Counts(received=6, processed=3)
 
 
 def test_lines_are_counted_in_files_of_any_size(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,23 @@ class DataInput:
 
 def read_progress(data: bytes) -> list[Progress]:
     """What Marks.java reads."""
+    return _entries(DataInput(data))
+
+
+def events_by_partition(data: bytes, events: int) -> dict[str, int]:
+    """What Gate.java reads: of which partition the events are."""
     java = DataInput(data)
-    found = [
+    names = [progress.partition for progress in _entries(java)]
+    java.read("q")
+    if java.at == len(data):
+        return {names[0]: events}
+    found = Counter(names[java.read("i")] for _ in range(events))
+    assert java.at == len(data)
+    return dict(found)
+
+
+def _entries(java: DataInput) -> list[Progress]:
+    return [
         Progress(
             partition=java.read_utf(),
             split=java.read("q"),
@@ -59,8 +75,6 @@ def read_progress(data: bytes) -> list[Progress]:
         )
         for _ in range(java.read("i"))
     ]
-    assert java.at == len(data)
-    return found
 
 
 def unpacked(blocks: bytes) -> bytes:

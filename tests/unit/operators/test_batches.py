@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from operators.batches import (
     DEAD_LETTERS,
-    LINES,
     QUARANTINE,
     RECORDS,
     Progress,
@@ -20,8 +20,9 @@ from operators.batches import (
     to_bytes,
 )
 from operators.rules.splits import UNKNOWN_MS
-from tests.unit.operators.java_input import read_progress, unpacked
+from tests.unit.operators.java_input import events_by_partition, read_progress, unpacked
 
+ONE_COLUMN = pa.schema([("line", pa.binary())])
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 PARTITIONS = TEXTS | st.text(st.sampled_from("a\0\x7f\x80é\u07ff\u0800€\uffff😀"), max_size=20)
@@ -57,7 +58,7 @@ def test_a_batch_of_records_comes_back_from_its_bytes_with_its_mark(
     assert SplitMark.of(back.schema.metadata) == mark
 
 
-@pytest.mark.parametrize("schema", [RECORDS, DEAD_LETTERS, QUARANTINE, LINES])
+@pytest.mark.parametrize("schema", [RECORDS, DEAD_LETTERS, QUARANTINE])
 def test_an_empty_batch_comes_back_from_its_bytes(schema: pa.Schema) -> None:
     back = from_bytes(to_bytes(pa.RecordBatch.from_pylist([], schema)))
     assert back.num_rows == 0
@@ -65,7 +66,7 @@ def test_an_empty_batch_comes_back_from_its_bytes(schema: pa.Schema) -> None:
 
 
 def test_a_slice_of_a_batch_is_sent_without_the_rest() -> None:
-    batch = pa.RecordBatch.from_pydict({"line": [b"a", b"x" * 100_000, b"b"]}, LINES)
+    batch = pa.RecordBatch.from_pydict({"line": [b"a", b"x" * 100_000, b"b"]}, ONE_COLUMN)
     data = to_bytes(batch.slice(2, 1))
     assert from_bytes(data).to_pylist() == [{"line": b"b"}]
     assert len(data) < 10_000
@@ -80,7 +81,7 @@ def test_a_batch_of_a_source_without_splits_has_no_mark(
 
 @given(MARKS)
 def test_a_mark_comes_back_from_the_metadata_of_a_schema(mark: SplitMark) -> None:
-    assert SplitMark.of(LINES.with_metadata(mark.metadata()).metadata) == mark
+    assert SplitMark.of(ONE_COLUMN.with_metadata(mark.metadata()).metadata) == mark
 
 
 # --- progress
@@ -101,6 +102,16 @@ def test_a_mark_comes_back_from_the_metadata_of_a_schema(mark: SplitMark) -> Non
 )
 def test_java_reads_the_progress_that_was_packed(partitions: list[Progress]) -> None:
     assert read_progress(pack_progress(partitions)) == partitions
+    # Marks.java does not look at what is behind.
+    packed = pack_progress(partitions, 77, np.zeros(3, np.int64))
+    assert read_progress(packed) == partitions
+
+
+def test_the_gate_reads_how_many_events_each_partition_has() -> None:
+    a, b = Progress("t/0", -1, False, 3), Progress("t/1", -1, False, 2)
+    packed = pack_progress([a, b, a], 77, np.array([0, 1, 1, 2, 0]))
+    assert events_by_partition(packed, 5) == {"t/0": 3, "t/1": 2}
+    assert events_by_partition(pack_progress([a]), 5) == {"t/0": 5}
 
 
 def test_progress_is_written_byte_for_byte_as_java_writes_it() -> None:
@@ -108,7 +119,8 @@ def test_progress_is_written_byte_for_byte_as_java_writes_it() -> None:
     packed = pack_progress([Progress("a\0é😀", 2, True, 3, -1)])
     name = b"a" + b"\xc0\x80" + b"\xc3\xa9" + b"\xed\xa0\xbd\xed\xb8\x80"
     count, size, split, records = b"\0\0\0\1", b"\0\x0b", b"\0\0\0\0\0\0\0\2", b"\0\0\0\3"
-    assert packed == count + size + name + split + b"\1" + records + b"\xff" * 8
+    at_ms = b"\0" * 8
+    assert packed == count + size + name + split + b"\1" + records + b"\xff" * 8 + at_ms
 
 
 def test_the_longest_path_there_can_be_fits_the_progress() -> None:

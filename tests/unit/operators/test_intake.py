@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
@@ -21,7 +22,6 @@ from hypothesis import strategies as st
 
 from operators.batches import (
     DEAD_LETTERS,
-    LINES,
     QUARANTINE,
     RECORDS,
     Progress,
@@ -32,6 +32,7 @@ from operators.batches import (
 from operators.bridge import ACCEPTED, BYTES
 from operators.events import partials_schema
 from operators.intake import Intake, IntakeRules
+from operators.origin import MAX_SPANS, spans_of
 from operators.outgoing import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG
 from operators.records import BatchReader, Records
 from operators.rules.contract import Contract, load_contract
@@ -41,7 +42,7 @@ from operators.rules.times import epoch_ms, iso_utc_ms
 from operators.rules.verdict import Rejection
 from tests.harness import Harness
 from tests.unit.operators.contracts import CLASHING, REWRITING, REWRITTEN
-from tests.unit.operators.java_input import read_progress, unpacked
+from tests.unit.operators.java_input import events_by_partition, read_progress, unpacked
 from tests.unit.rules.contracts import ECOMMERCE, READING
 from tests.unit.rules.records import NOW_MS, SKEW_MS, damaged_records, good_records, mutated
 
@@ -159,9 +160,8 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
             folders = side.drop_columns(["line"]).to_pylist()
             for envelope, folder in zip(lines_of(side), folders, strict=True):
                 into.append((envelope["source_offset"], envelope, folder))
-    for side in map(from_bytes, harness.side_output(COUNTS_TAG)):
-        assert side.schema.equals(LINES)
-        found.counts += lines_of(side)
+    for block in harness.side_output(COUNTS_TAG):
+        found.counts += split(block)
     return found
 
 
@@ -280,7 +280,7 @@ def assert_counted(found: Outcome, verdicts: list[Any], rows: list[dict[str, Any
     for source, line in lines.items():
         offsets = [i for i, s in enumerate(sources) if s == source]
         whys = [verdicts[i] for i in offsets if isinstance(verdicts[i], Rejection)]
-        assert line["stage"] == "intake"
+        assert line["minute_ms"] == NOW_MS - NOW_MS % 60_000
         assert line["received"] == len(offsets)
         assert (line["first_offset"], line["last_offset"]) == (offsets[0], offsets[-1])
         for name, kind in (("dead_lettered", "dead_letter"), ("quarantined", "quarantine")):
@@ -596,14 +596,11 @@ def test_an_empty_batch_only_says_that_its_split_ends() -> None:
     assert not found.accepted + found.times_ms + found.partials + found.dead + found.quarantined
     assert found.counts == [
         {
-            "stage": "intake",
+            "minute_ms": NOW_MS - NOW_MS % 60_000,
             "source_topic": "/in/a",
             "source_partition": 0,
-            "first_offset": None,
-            "last_offset": None,
             "received": 0,
-            "split": 2,
-            "split_ends": True,
+            "splits": [2],
             "dead_lettered": {},
             "quarantined": {},
         }
@@ -611,10 +608,10 @@ def test_an_empty_batch_only_says_that_its_split_ends() -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_counts_say_which_split_they_are_of_and_whether_it_ends(last: bool) -> None:
+def test_counts_say_which_split_has_ended(last: bool) -> None:
     found = outcome(payloads(shop(), b"bad", mark=SplitMark("t", 3, last)))
     (line,) = found.counts
-    assert (line["split"], line["split_ends"], line["received"]) == (3, last, 2)
+    assert (line["splits"], line["received"]) == ([3] if last else [], 2)
     assert line["quarantined"] == {"invalid_json": 1}
 
 
@@ -665,7 +662,8 @@ def test_the_batches_of_an_element_leave_together_with_nothing_lost() -> None:
         Progress("/in/a", 1, last, 3, GOOD_MS) for last in (False, False, True)
     ]
     assert [line["source_offset"] for line in lines_of(from_bytes(dead))] == [1, 101, 201]
-    assert [line["received"] for line in lines_of(from_bytes(counts))] == [3, 3, 3]
+    assert [line["received"] for line in split(counts)] == [3, 3, 3]
+    assert events_by_partition(row.progress, 6) == {"/in/a": 6}
 
 
 def test_an_element_that_gives_much_is_handed_on_in_parts() -> None:
@@ -753,3 +751,40 @@ def test_the_rules_travel_to_a_worker_and_judge_there_as_here() -> None:
     harness = intake(READING, SOME)
     assert harness.settings.ship
     assert harness.function._rules == rules_of(READING, SOME)
+
+
+# --- offsets and partitions in the books
+
+
+def test_events_of_a_mixed_batch_say_their_partitions() -> None:
+    """Three of partition 1, one of partition 0, and a bad one that has no event."""
+    rows = [
+        {"payload": shop() if i != 3 else b"bad", "source_partition": p, "source_offset": 10 + i}
+        for i, p in enumerate([1, 0, 1, 0, 1])
+    ]
+    harness = intake()
+    harness.clear_output()
+    harness.process(to_bytes(batch_of(rows)))
+    (row,) = harness.output
+    assert events_by_partition(row.progress, 4) == {"t/0": 1, "t/1": 3}
+
+
+def test_gaps_between_offsets_are_counted_as_spans() -> None:
+    offsets = [3, 4, 5, 9, 11, 12]
+    found = outcome(batch_of([{"payload": shop(), "source_offset": at} for at in offsets]))
+    (line,) = found.counts
+    assert line["spans"] == [[3, 5, 3], [9, 9, 1], [11, 12, 2]]
+    assert (line["first_offset"], line["last_offset"], line["received"]) == (3, 12, 6)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=600))
+def test_spans_hold_every_offset_and_are_few(steps: list[int]) -> None:
+    offsets = np.cumsum(steps)
+    spans = spans_of(offsets)
+    assert len(spans) <= MAX_SPANS + 1
+    assert sum(records for _, _, records in spans) == len(offsets)
+    for first, last, records in spans:
+        assert records == np.count_nonzero((offsets >= first) & (offsets <= last))
+        assert {first, last} <= set(offsets.tolist())
+    if sum(step > 1 for step in steps[1:]) < MAX_SPANS:
+        assert all(last - first + 1 == records for first, last, records in spans)

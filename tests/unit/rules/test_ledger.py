@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.rules.ledger import Counts, LedgerError, differences, from_rows, imbalances
+from operators.rules.ledger import (
+    Counts,
+    LedgerError,
+    differences,
+    from_rows,
+    imbalances,
+    read_book,
+)
+from operators.rules.offsets import Span
 
 GOOD = Counts(
     received=20,
@@ -155,6 +163,66 @@ def test_a_row_may_leave_lines_out_and_have_others() -> None:
 def test_a_row_that_cannot_be_read_is_named(row: bytes) -> None:
     with pytest.raises(LedgerError, match="ledger row 2 cannot be read: "):
         from_rows([b"{}", row])
+
+
+PLACES = st.tuples(st.sampled_from("ab"), st.integers(0, 2))
+MINUTES = st.sampled_from([f"2026-01-01T00:0{m}:00.000Z" for m in range(3)])
+ROWS = st.lists(st.tuples(PLACES, MINUTES, COUNTS), max_size=8)
+
+
+def written(place: tuple[str, int], minute: str, counts: Counts, **more: object) -> bytes:
+    coordinates = {"source_topic": place[0], "source_partition": place[1], "minute": minute}
+    return msgspec.json.encode({**coordinates, **vars(counts), **more})
+
+
+@given(ROWS)
+def test_a_book_has_the_same_total_by_partition_and_by_minute(
+    rows: list[tuple[tuple[str, int], str, Counts]],
+) -> None:
+    book = read_book(written(*row) for row in rows)
+    total = sum((counts for _, _, counts in rows), Counts())
+    assert book.total == total == sum(book.by_minute.values(), Counts())
+    assert book.by_partition.keys() == {place for place, _, _ in rows}
+    assert (book.first_minute(), book.last_minute()) == (
+        min((minute for _, minute, _ in rows), default=""),
+        max((minute for _, minute, _ in rows), default=""),
+    )
+
+
+@given(ROWS, MINUTES)
+def test_rows_up_to_a_minute_can_be_left_aside(
+    rows: list[tuple[tuple[str, int], str, Counts]], after: str
+) -> None:
+    later = [row for row in rows if row[1] > after]
+    assert read_book([written(*row) for row in rows], after) == read_book(
+        written(*row) for row in later
+    )
+
+
+def test_partitions_that_make_up_for_each_other_do_not_balance() -> None:
+    minute = "2026-01-01T00:00:00.000Z"
+    rows = [
+        written(("t", 0), minute, Counts(received=1)),
+        written(("t", 1), minute, Counts(processed=1, windowed=1)),
+    ]
+    assert imbalances(from_rows(rows)) == []
+    assert [s.split(",")[0] for s in read_book(rows).imbalances()] == [
+        "t/0: received 1",
+        "t/1: received 0",
+    ]
+
+
+def test_offsets_are_spans_but_not_those_of_planned_partitions() -> None:
+    minute = "2026-01-01T00:00:00.000Z"
+    ends = {"first_offset": 3, "last_offset": 9}
+    some = Counts(received=5)
+    rows = [
+        written(("t", 0), minute, some, **ends),
+        written(("t", 0), minute, some, **ends, spans=[[3, 4, 2], [7, 9, 3]]),
+        written(("/file", 0), minute, some, **ends, splits=[]),
+        written(("t", 1), minute, Counts(late=1)),
+    ]
+    assert read_book(rows).spans == {("t", 0): [Span(3, 9, 5), Span(3, 4, 2), Span(7, 9, 3)]}
 
 
 def test_rows_do_not_share_their_books() -> None:
