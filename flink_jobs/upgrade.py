@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from flink_jobs.errors import WRONG_CALL, UserError
+from flink_jobs.output import wait_a_moment
 from flink_jobs.package import Package
-from flink_jobs.rest import ENDED, POLL_S, Rest, RestError, SavepointFormat
+from flink_jobs.rest import ENDED, Rest, RestError, SavepointFormat
 from flink_jobs.submit import Submission, SubmitError, check, submit
 
 STOPS_WITHIN_S: Final = 600.0
@@ -236,7 +237,7 @@ def _cancel(rest: Rest, job_id: str) -> None:
                 f"the new version (job {job_id}) does not end within {_CANCELS_WITHIN_S:g} s; the "
                 "old one is not started beside it: cancel it, and submit from the savepoint"
             )
-        time.sleep(POLL_S)
+        wait_a_moment()
 
 
 def _require_absolute(folder: str) -> None:
