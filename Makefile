@@ -6,10 +6,9 @@ DEMO := demo
 JARS := jars
 DEMO_EVENTS ?= 200000
 DOCKER ?= docker
-# Those of a standalone cluster are called by themselves until they have been seen green in CI.
-TESTS ?= tests/unit tests/kafka tests/minicluster
+TESTS ?= tests/unit tests/kafka tests/minicluster tests/cluster
 
-.PHONY: help run test test-cluster check bench jars image image-steps venv clean
+.PHONY: help run test check bench jars image image-steps venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,9 +21,6 @@ run: venv  ## generate events with every kind of damage, run the main job on the
 
 test: venv  ## run the tests; TESTS=tests/unit for the fast ones only
 	$(BIN)/python -m pytest $(TESTS)
-
-test-cluster: venv jars  ## run the tests that start a standalone cluster and a broker
-	$(BIN)/python -m pytest tests/cluster
 
 check: venv  ## lint, format and types
 	$(BIN)/ruff check .
