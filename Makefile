@@ -8,10 +8,9 @@ DEMO_EVENTS ?= 200000
 DOCKER ?= docker
 # For instance: make bench-kafka BENCH_KAFKA="--parts soak --soak-minutes 20"
 BENCH_KAFKA ?= --parts throughput latency soak
-# Those of a standalone cluster are called by themselves until they have been seen green in CI.
-TESTS ?= tests/unit tests/kafka tests/minicluster
+TESTS ?= tests/unit tests/kafka tests/minicluster tests/cluster
 
-.PHONY: help run kafka-demo test test-cluster check bench bench-kafka jars image image-steps venv clean
+.PHONY: help run kafka-demo test check bench bench-kafka jars image image-steps venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -27,9 +26,6 @@ kafka-demo: venv jars  ## the same from Kafka to Kafka: starts a broker of its o
 
 test: venv  ## run the tests; TESTS=tests/unit for the fast ones only
 	$(BIN)/python -m pytest $(TESTS)
-
-test-cluster: venv jars  ## run the tests that start a standalone cluster and a broker
-	$(BIN)/python -m pytest tests/cluster
 
 check: venv  ## lint, format and types
 	$(BIN)/ruff check .

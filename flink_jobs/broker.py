@@ -21,14 +21,16 @@ from typing import Final
 from flink_jobs.errors import UserError
 from flink_jobs.jars import broker_class_path
 from flink_jobs.java import find_java
+from flink_jobs.output import wait_a_moment
+from flink_jobs.tied import tied
 
 HOST: Final = "127.0.0.1"
-ANSWERS_WITHIN_S: Final = 120.0
+#: A machine that is busy with tests takes its time.
+ANSWERS_WITHIN_S: Final = 180.0
 STOPS_WITHIN_S: Final = 30.0
-FORMATS_WITHIN_S: Final = 60.0
+FORMATS_WITHIN_S: Final = 180.0
 _OLDEST_JAVA: Final = 17
 _JVM_ARGS: Final = ("-Xms64m", "-Xmx320m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-_POLL_S: Final = 0.1
 _LOG_TAIL_CHARS: Final = 300
 
 #: One replica of everything, and few partitions of what the broker keeps for itself: its defaults
@@ -62,7 +64,8 @@ class BrokerError(UserError):
 class Broker:
     """A broker process and its log folder. It may be stopped, killed and started again.
 
-    Its ports stay the same, so that clients find it again after a restart on the same log.
+    It ends with the process that started it, however that one ends. Its ports stay the same, so
+    that clients find it again after a restart on the same log.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Broker:
         """
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603, our own Java and class path
-                [*self._java, "kafka.Kafka", str(self._properties)],
+                tied([*self._java, "kafka.Kafka", str(self._properties)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -138,7 +141,7 @@ class Broker:
                 raise BrokerError(
                     f"the broker gave no answer within {ANSWERS_WITHIN_S:g} s: {self._log_tail()}"
                 )
-            time.sleep(_POLL_S)
+            wait_a_moment()
 
     def stop(self) -> None:
         """End it in order; kill it when that takes too long. Nothing happens when it is not up."""

@@ -19,12 +19,13 @@ from typing import Final
 from flink_jobs.broker import HOST, _free_ports
 from flink_jobs.errors import UserError
 from flink_jobs.java import find_java
+from flink_jobs.output import wait_a_moment
 from flink_jobs.rest import Rest, RestError
 from flink_jobs.submit import flink_home
+from flink_jobs.tied import tied
 
 ANSWERS_WITHIN_S: Final = 180.0
 STOPS_WITHIN_S: Final = 30.0
-_POLL_S: Final = 0.2
 _LOG_TAIL_CHARS: Final = 300
 _JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
@@ -56,7 +57,10 @@ class ClusterError(UserError):
 
 
 class Cluster:
-    """Two processes and their folder. Each may be killed and started again."""
+    """Two processes and their folder. Each may be killed and started again.
+
+    They end with the process that started them, however that one ends.
+    """
 
     def __init__(
         self, folder: Path, slots: int = 4, options: Mapping[str, str] | None = None
@@ -123,11 +127,15 @@ class Cluster:
         return self._processes[name].pid
 
     def kill(self, name: str) -> None:
-        """End "jobmanager" or "taskmanager" as a crash does (SIGKILL)."""
+        """End "jobmanager" or "taskmanager" as a crash of its container does (SIGKILL).
+
+        The Python workers go with it: one that has lost its TaskManager may hang for good.
+        """
         process = self._processes.pop(name, None)
         if process is not None:
+            # It leads the group of all that it has started.
             with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOPS_WITHIN_S)
 
     def stop(self) -> None:
@@ -173,9 +181,10 @@ class Cluster:
         # A cluster knows nothing of our sources: what it runs has to come in the package.
         for stranger in ("PYTHONPATH", "_python_worker_execution_mode", "FLINK_LIB_DIR"):
             environ.pop(stranger, None)
+        script = ["bash", str(flink_home() / "bin" / f"{name}.sh")]
         with (self.folder / "log" / f"{name}.out").open("ab") as out:
             self._processes[name] = subprocess.Popen(  # noqa: S603, PyFlink's own script
-                ["bash", str(flink_home() / "bin" / f"{name}.sh"), "start-foreground"],  # noqa: S607
+                tied([*script, "start-foreground"], signal.SIGTERM),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -197,7 +206,7 @@ class Cluster:
                     f"the {name} was not ready within {ANSWERS_WITHIN_S:g} s: "
                     f"{self._log_tail(name)}"
                 )
-            time.sleep(_POLL_S)
+            wait_a_moment()
 
     def _overview(self) -> dict[str, int] | None:
         with suppress(RestError):

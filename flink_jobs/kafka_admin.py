@@ -17,10 +17,10 @@ from py4j.protocol import Py4JJavaError
 from pyflink.java_gateway import get_gateway
 
 from flink_jobs.errors import UserError
+from flink_jobs.output import wait_a_moment
 
 #: All questions together must have their answer, or their fault, within 30 s.
 ANSWERS_WITHIN_S: Final = 12
-_POLL_S: Final = 0.1
 SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
 _LIMITS: Final = {"request.timeout.ms": "5000", "default.api.timeout.ms": "10000"}
 
@@ -175,7 +175,7 @@ class KafkaAdmin:
                 # Made a moment ago: the brokers learn of a topic after the one who made it.
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(_POLL_S)
+            wait_a_moment()
 
     def _get(self, future: Any) -> Any:
         with self._explained():

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from flink_jobs.errors import WRONG_CALL, UserError
+from flink_jobs.output import wait_a_moment
 
 ANSWERS_WITHIN_S: Final = 20.0
-POLL_S: Final = 0.2
 #: A job in one of these does not run again by itself.
 ENDED: Final = ("FINISHED", "FAILED", "CANCELED")
 _NOT_FOUND: Final = 404
@@ -139,7 +139,7 @@ class Rest:
             answer = self.get(f"/jobs/{job_id}/savepoints/{trigger}")
             if answer["status"]["id"] == "COMPLETED":
                 return _savepoint_of(answer["operation"])
-            time.sleep(POLL_S)
+            wait_a_moment()
         raise RestError(f"no savepoint of job {job_id} within {within_s:g} s; the job may go on")
 
     def wait(self, job_id: str, what: str, condition: Callable[[], bool], within_s: float) -> None:
@@ -158,7 +158,7 @@ class Rest:
                     f"job {job_id} is {state}, but not {what} within {within_s:g} s"
                     f"{_because(self, job_id)}"
                 )
-            time.sleep(POLL_S)
+            wait_a_moment()
 
     def _known(self) -> str:
         running = [job["jid"] for job in self.jobs() if job["state"] not in ENDED]

@@ -12,7 +12,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from flink_jobs.rest import ENDED, POLL_S, Rest
+from flink_jobs.output import wait_a_moment
+from flink_jobs.rest import ENDED, Rest
 
 #: Flink fetches metrics only when somebody asks: the first answer is empty.
 _METRICS_WITHIN_S: Final = 12.0
@@ -118,12 +119,20 @@ def status_of(rest: Rest, job_id: str) -> Status:
         checkpoints_failed=counts["failed"],
         last_checkpoint=_checkpoint((checkpoints.get("latest") or {}).get("completed"), job["now"]),
         last_failure=rest.failure(job_id),
-        partitions=sorted(
-            (p for v in job["vertices"] if pressures for p in _partitions(rest, job_id, v)),
-            key=lambda p: (p.topic, p.partition),
-        ),
+        partitions=partitions_of(rest, job) if pressures else [],
         steps=[_step(vertex, pressures.get(vertex["id"], [])) for vertex in job["vertices"]],
     )
+
+
+def partitions_of(rest: Rest, job: dict[str, Any]) -> list[Partition]:
+    """What a job that runs reads, and how far behind it is, as far as Flink has told so far.
+
+    Args:
+        rest: the cluster.
+        job: as `Rest.job` has it.
+    """
+    found = [p for vertex in job["vertices"] for p in _partitions(rest, job["jid"], vertex)]
+    return sorted(found, key=lambda p: (p.topic, p.partition))
 
 
 def _checkpoint(latest: dict[str, Any] | None, now_ms: int) -> Checkpoint | None:
@@ -148,7 +157,7 @@ def _pressures(rest: Rest, job_id: str, job: dict[str, Any]) -> dict[str, list[d
         }
         if all(each["status"] == "ok" for each in found.values()) or time.monotonic() > deadline:
             return {name: each.get("subtasks", []) for name, each in found.items()}
-        time.sleep(POLL_S)
+        wait_a_moment()
 
 
 def _step(vertex: dict[str, Any], subtasks: list[dict[str, Any]]) -> Step:
@@ -163,7 +172,7 @@ def _step(vertex: dict[str, Any], subtasks: list[dict[str, Any]]) -> Step:
 
 def _partitions(rest: Rest, job_id: str, vertex: dict[str, Any]) -> Iterator[Partition]:
     """Positions by partition; Flink counts what is left by reader."""
-    if "KafkaSource" not in vertex["name"]:
+    if not vertex["name"].startswith("Source: "):
         return
     path = f"/jobs/{job_id}/vertices/{vertex['id']}"
     found = [m for m in map(_POSITION.fullmatch, rest.metrics(path)) if m]

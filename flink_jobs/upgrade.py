@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from flink_jobs.errors import WRONG_CALL, UserError
+from flink_jobs.output import wait_a_moment
 from flink_jobs.package import Package
-from flink_jobs.rest import ENDED, POLL_S, Rest, RestError, SavepointFormat
+from flink_jobs.rest import ENDED, Rest, RestError, SavepointFormat
 from flink_jobs.submit import Submission, SubmitError, check, submit
 
 STOPS_WITHIN_S: Final = 600.0
@@ -199,8 +200,27 @@ def _wait_for_checkpoint(rest: Rest, job_id: str, within_s: float) -> None:
     rest.wait(job_id, "past a checkpoint", _Trial(rest, job_id).passed, within_s)
 
 
-def _completed(rest: Rest, job_id: str) -> int:
-    return int(rest.checkpoints(job_id)["counts"]["completed"])
+def left_by(rest: Rest, job_id: str) -> str:
+    """The newest checkpoint of a job that has ended; "" when it has completed none.
+
+    Flink answers what it knew up to a refresh interval ago: with an older checkpoint, which is gone
+    by now, or with none, though the job has committed output. So the answer that counts is one that
+    was asked for later than that after the end.
+
+    Raises:
+        UpgradeError: it has completed one that is nowhere: going back would double or lose.
+    """
+    settled = time.monotonic() + rest.get("/config")["refresh-interval"] / 1000
+    while time.monotonic() <= settled:
+        wait_a_moment()
+    path = rest.newest_checkpoint(job_id)
+    if not path and rest.checkpoints(job_id)["counts"]["completed"]:
+        raise UpgradeError(
+            f"the new version (job {job_id}) has committed output with a checkpoint that was kept "
+            "in the JobManager's memory only; the old one is not started: set "
+            "execution.checkpointing.dir, and submit from where the books say it stopped"
+        )
+    return path
 
 
 def _go_back(rest: Rest, failed: str, old: Submission, within_s: float) -> tuple[str, str]:
@@ -211,8 +231,7 @@ def _go_back(rest: Rest, failed: str, old: Submission, within_s: float) -> tuple
     """
     if failed:
         _cancel(rest, failed)
-        if _completed(rest, failed) > 0:
-            old = replace(old, from_savepoint=rest.newest_checkpoint(failed))
+        old = replace(old, from_savepoint=left_by(rest, failed) or old.from_savepoint)
     try:
         again = submit(old)
         _wait_for_checkpoint(rest, again, within_s)
@@ -236,7 +255,7 @@ def _cancel(rest: Rest, job_id: str) -> None:
                 f"the new version (job {job_id}) does not end within {_CANCELS_WITHIN_S:g} s; the "
                 "old one is not started beside it: cancel it, and submit from the savepoint"
             )
-        time.sleep(POLL_S)
+        wait_a_moment()
 
 
 def _require_absolute(folder: str) -> None:

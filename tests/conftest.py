@@ -1,12 +1,18 @@
-"""For all tests: with BREAKWATER_REQUIRE=all a skipped test is a failed one."""
+"""For all tests: a skip that may not be one, and the broker, which is started when it is wanted.
+
+With BREAKWATER_REQUIRE=all a skipped test is a failed one.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+
+from flink_jobs.broker import Broker
+from flink_jobs.jars import KAFKA, JarError, broker_class_path, find_jar
 
 
 @pytest.hookimpl(wrapper=True)
@@ -19,3 +25,27 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
             f"{item.nodeid} was skipped, but BREAKWATER_REQUIRE=all: {report.longrepr}"
         )
     return report
+
+
+@pytest.fixture(scope="session")
+def jars() -> None:
+    """The jars that tests with a broker need."""
+    try:
+        broker_class_path()
+        find_jar(KAFKA, "", {})
+    except JarError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def shared_broker(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One for all: each test has its own topics, group and transactional ids."""
+    with Broker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def own_broker(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One that the tests of a module may kill."""
+    with Broker(tmp_path_factory.mktemp("own-broker")) as broker:
+        yield broker

@@ -1,4 +1,4 @@
-"""One real broker and one real cluster for the session; each test has its own topics and job."""
+"""One real cluster for the session; each test has its own topics and job."""
 
 from __future__ import annotations
 
@@ -10,24 +10,8 @@ import pytest
 
 from flink_jobs.broker import Broker
 from flink_jobs.cluster import Cluster
-from flink_jobs.jars import KAFKA, JarError, broker_class_path, find_jar
 from tests.cluster.deploy import Deployment
-
-
-@pytest.fixture(scope="session")
-def jars() -> None:
-    """The jars that these tests need."""
-    try:
-        broker_class_path()
-        find_jar(KAFKA, "", {})
-    except JarError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def broker(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker(tmp_path_factory.mktemp("broker")) as broker:
-        yield broker
+from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +20,26 @@ def cluster(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def many_lines(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """More events than are sent in the time that a test takes."""
+    return lines(tmp_path_factory.mktemp("events"), 200_000, BEYOND_THE_DELAY_S)
+
+
 @pytest.fixture
-def deployment(broker: Broker, cluster: Cluster, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(shared_broker: Broker, cluster: Cluster, tmp_path: Path) -> Iterator[Deployment]:
     """A test's own topics on the broker, and the commands against the cluster."""
-    deployment = Deployment(broker, f"c{uuid.uuid4().hex[:8]}", tmp_path, cluster=cluster)
+    yield from deployed(shared_broker, cluster, tmp_path)
+
+
+@pytest.fixture
+def flowing(own_broker: Broker, cluster: Cluster, tmp_path: Path) -> Iterator[Deployment]:
+    """The same on a broker that may be killed."""
+    yield from deployed(own_broker, cluster, tmp_path)
+
+
+def deployed(broker: Broker, cluster: Cluster, folder: Path) -> Iterator[Deployment]:
+    deployment = Deployment(broker, f"c{uuid.uuid4().hex[:8]}", folder, cluster=cluster)
     try:
         yield deployment
     finally:

@@ -8,18 +8,30 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
+import pytest
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from flink_jobs.cluster import Cluster
 from flink_jobs.rest import ENDED, RestError
-from tests.kafka.jobs import CLIENT_WITHIN_S, LARGEST_RECORD_BYTES, Kafka, Sent
+from flink_jobs.status import partitions_of
+from tests.kafka.jobs import (
+    CLIENT_WITHIN_S,
+    COMMITTED,
+    LARGEST_RECORD_BYTES,
+    OUTPUTS,
+    READ_COMMITTED,
+    WRITTEN,
+    Kafka,
+    Sent,
+)
+from tests.kafka.recount import place_of
 from tests.runs import wait_until
 
 COMMAND_ENDS_WITHIN_S = 600
@@ -54,11 +66,11 @@ class Deployment(Kafka):
         said = self.did("submit", "--target", self.cluster.target, *arguments, **more)
         return job_in(said)
 
-    def stop(self, job: str) -> str:
+    def stop(self, job: str, *options: str) -> str:
         """Stop with a savepoint, and return where it is."""
         said = self.did(
             "stop", "--target", self.cluster.target, "--job", job,
-            "--savepoint", self.cluster.savepoints,
+            "--savepoint", self.cluster.savepoints, *options,
         )  # fmt: skip
         (line,) = [line for line in said.splitlines() if line.startswith("savepoint ")]
         return line.split(" ", 1)[1]
@@ -68,15 +80,15 @@ class Deployment(Kafka):
         found: dict[str, Any] = json.loads(said)
         return found
 
-    def completed(self, job: str) -> int:
-        """How many checkpoints of a job are complete."""
-        with suppress(RestError):
-            return int(self.cluster.rest.checkpoints(job)["counts"]["completed"])
-        return 0
+    def checkpoint(self, job: str) -> int:
+        """The number of a job's newest complete checkpoint, 0 without one."""
+        found = (self.cluster.checkpoints / job).glob("chk-*/_metadata")
+        return max((int(path.parent.name.removeprefix("chk-")) for path in found), default=0)
 
     def wait_for_checkpoints(self, job: str, more: int = 1) -> None:
-        wanted = self.completed(job) + more
-        wait_until(f"{more} checkpoints of {job}", lambda: self.completed(job) >= wanted, SOON_S)
+        """Wait for new ones, on the disk: Flink's own answer may be a second old."""
+        wanted = self.checkpoint(job) + more
+        wait_until(f"{more} checkpoints of {job}", lambda: self.checkpoint(job) >= wanted, SOON_S)
 
     def wait_for_end(self, job: str) -> None:
         """A bounded job comes to its end."""
@@ -87,13 +99,41 @@ class Deployment(Kafka):
         """All that was sent has been read; the job is ended for ever, and closes its windows."""
 
         def all_read() -> bool:
-            return {p["lag"] for p in self.status(job)["partitions"]} == {0}
+            rest = self.cluster.rest
+            partitions = partitions_of(rest, rest.job(job))
+            read = {(p.topic, p.partition): p.next_offset for p in partitions if p.lag == 0}
+            return read == self.ends(self.topic("in"), WRITTEN)
 
         wait_until(f"{job} has read all", all_read, SOON_S)
         self.did("stop", "--target", self.cluster.target, "--job", job, "--drain")
 
-    def wait_for_output(self, output: str, n: int) -> None:
-        wait_until(f"{n} of {output}", lambda: len(self.output(output)) >= n, SOON_S)
+    def wait_for_output(self, output: str) -> None:
+        """Wait for a record of this output that is committed from now on."""
+        self._wait_for_record(output, bool)
+
+    def wait_for_event_after(self, sent: int) -> None:
+        """Wait for a committed event that came in later than the first `sent` ones."""
+
+        def later(records: list[Message]) -> bool:
+            new = {(each.topic, each.partition, each.offset) for each in self.sent[sent:]}
+            return any(place_of(json.loads(each.value())) in new for each in records)
+
+        self._wait_for_record("processed_events", later)
+
+    def _wait_for_record(self, output: str, wanted: Callable[[list[Message]], bool]) -> None:
+        topic = self.topic(OUTPUTS[output])
+        consumer = Consumer(self.client(**READ_COMMITTED))
+        ends = self.ends(topic, COMMITTED)
+        consumer.assign([TopicPartition(*place, end) for place, end in ends.items()])
+
+        def found() -> bool:
+            messages = consumer.consume(1000, 0.1)
+            return wanted([each for each in messages if each.error() is None])
+
+        try:
+            wait_until(f"a record in {topic}", found, SOON_S)
+        finally:
+            consumer.close()
 
     def cancel_all(self) -> None:
         """Leave the cluster's slots free for the next test."""
@@ -143,3 +183,9 @@ def job_in(said: str) -> str:
     found = re.findall(r"^job ([0-9a-f]{32})$", said, re.MULTILINE)
     assert found, said
     return str(found[-1])
+
+
+def tell(capsys: pytest.CaptureFixture[str], what: str, took_s: float) -> None:
+    """Print it, whatever pytest catches."""
+    with capsys.disabled():
+        print(f"\n{what}: output again after {took_s:.1f} s")

@@ -5,29 +5,24 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from flink_jobs.package import Package
 from tests.cluster import variants
-from tests.cluster.deploy import Deployment, job_in
+from tests.cluster.deploy import Deployment, job_in, tell
 from tests.kafka.jobs import ROOT
 from tests.kafka.recount import assert_topics_are_right, expect
-from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines, skewed
+from tests.kafka.test_kafka_job import skewed
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SHOP = {"contract": {"type": "shop:Event"}}
 #: A savepoint finds state by uid and name: a change there is a decision, seen in a diff.
 GOLDEN = Path(__file__).with_name("states.txt")
-#: More than are sent in the time that a test takes.
-MANY = 200_000
-
-
-@pytest.fixture
-def events(tmp_path: Path) -> Iterator[tuple[int, bytes | None]]:
-    return skewed(lines(tmp_path, MANY, BEYOND_THE_DELAY_S))
 
 
 def packaged(
@@ -52,9 +47,15 @@ def states_in(savepoint: str) -> list[str]:
 
 
 def test_upgrade_and_rescaling_lose_and_double_nothing(
-    deployment: Deployment, events: Iterator[tuple[int, bytes | None]], tmp_path: Path
+    deployment: Deployment,
+    many_lines: list[bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """2 to 4 with one more field and one more step, then 4 to 1: open windows continue."""
+    """2 to 4 with one more field and one more step, then 4 to 1 by a savepoint in native format.
+
+    Windows that were open continue.
+    """
     first = packaged(deployment, variants.contract(tmp_path / "a"), **SHOP)
     second = packaged(
         deployment,
@@ -66,27 +67,34 @@ def test_upgrade_and_rescaling_lose_and_double_nothing(
         **SHOP,
     )  # fmt: skip
     target = ("--target", deployment.cluster.target)
-    with deployment.flowing(deployment.create("in"), events):
+    with deployment.flowing(deployment.create("in"), skewed(many_lines)):
         job = deployment.submit("--package", first)
-        deployment.wait_for_output("user_windows", 1)
+        deployment.wait_for_output("user_windows")
+        sent, began = len(deployment.sent), time.monotonic()
         ended = deployment.breakwater(
             "upgrade", *target, "--job", job, "--old", first, "--package", second,
             BREAKWATER_PARALLELISM="4",
         )  # fmt: skip
         assert ended.returncode == 0, ended.stdout + ended.stderr
+        deployment.wait_for_event_after(sent)
+        tell(capsys, "breakwater upgrade, 2 to 4", time.monotonic() - began)
         assert deployment.cluster.rest.state(job) == "FINISHED"
         job = job_in(ended.stdout)
         (savepoint,) = re.findall(r"^savepoint (.*)$", ended.stderr, re.MULTILINE)
         assert states_in(savepoint) == GOLDEN.read_text().splitlines()
-        steps = deployment.status(job)["steps"]
-        assert {step["parallelism"] for step in steps if "gate" in step["name"]} == {4}
+        status = deployment.status(job)
+        assert {s["parallelism"] for s in status["steps"] if "intake" in s["name"]} == {4}
+        assert [p["partition"] for p in status["partitions"]] == [0, 1, 2, 3]
         deployment.wait_for_checkpoints(job)
-        savepoint = deployment.stop(job)
+        sent, began = len(deployment.sent), time.monotonic()
+        savepoint = deployment.stop(job, "--format", "native")
         added = [line for line in states_in(savepoint) if line.startswith("one-more-step")]
         assert added, "the second version was meant to have one more step"
         job = deployment.submit(
             "--package", second, "--from-savepoint", savepoint, BREAKWATER_PARALLELISM="1"
         )
+        deployment.wait_for_event_after(sent)
+        tell(capsys, "stopped and submitted again, 4 to 1", time.monotonic() - began)
         deployment.wait_for_checkpoints(job, 2)
     deployment.end_and_drain(job)
     assert assert_topics_are_right(deployment, expect(deployment.sent)) > 0
@@ -94,9 +102,10 @@ def test_upgrade_and_rescaling_lose_and_double_nothing(
     assert versions == {False, True}, "both versions were meant to have processed something"
 
 
-def test_a_version_that_loses_state_is_refused_and_one_that_fails_is_taken_back(
-    deployment: Deployment, events: Iterator[tuple[int, bytes | None]], tmp_path: Path
+def test_a_version_that_loses_state_and_a_wrong_old_package_are_refused(
+    deployment: Deployment, many_lines: list[bytes], tmp_path: Path
 ) -> None:
+    """Before anything is stopped: each is one line, and the job goes on."""
     target = ("--target", deployment.cluster.target)
     good = packaged(deployment, variants.contract(tmp_path / "a"), **SHOP)
     other_uid = packaged(
@@ -107,33 +116,80 @@ def test_a_version_that_loses_state_is_refused_and_one_that_fails_is_taken_back(
         ),
         **SHOP,
     )
+    deployment.send(deployment.create("in"), islice(skewed(many_lines), 5_000))
+    job = deployment.submit("--package", good)
+    deployment.wait_for_checkpoints(job)
+
+    refused = deployment.breakwater("upgrade", *target, "--old", good, "--package", other_uid)
+    assert refused.returncode == 2, refused.stderr
+    assert "holds state of marks (marks)" in refused.stderr
+
+    refused = deployment.breakwater("upgrade", *target, "--old", other_uid, "--package", good)
+    assert refused.returncode == 2, refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert f"--old {other_uid}: job {job} runs from the package with sha256" in line
+    assert all(Package.open(path).checksum in line for path in (good, other_uid))
+    assert deployment.cluster.rest.state(job) == "RUNNING", "it was stopped before the check"
+
+
+def test_a_version_that_fails_is_taken_back(
+    deployment: Deployment,
+    many_lines: list[bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One fails in open(), the other after it has committed output with its own checkpoint.
+
+    The second is gone back from by that checkpoint: from the savepoint its output would come twice.
+    """
+    good = packaged(deployment, variants.contract(tmp_path / "a"), **SHOP)
+    no_restart: dict[str, object] = {"restart-strategy.type": "none"}
     failing = packaged(
         deployment,
-        variants.contract(tmp_path / "c"),
+        variants.contract(tmp_path / "b"),
         variants.source(
-            tmp_path / "source-c", "operators/intake.py",
+            tmp_path / "source-b", "operators/intake.py",
             variants.OPEN, variants.OPEN + variants.FAILS,
         ),
-        **SHOP, flink={"restart-strategy.type": "none"},
+        **SHOP, flink=no_restart,
     )  # fmt: skip
-    with deployment.flowing(deployment.create("in"), events):
+    later = variants.FAILS_LATER.format(checkpoints=deployment.cluster.checkpoints)
+    failing_later = packaged(
+        deployment,
+        variants.contract(tmp_path / "c", variants.CONTRACT + variants.ONE_MORE_FIELD),
+        variants.source(
+            tmp_path / "source-c", "operators/intake.py", variants.READ, later + variants.READ
+        ),
+        **SHOP, flink=no_restart, checkpoint={"interval_ms": 200},
+    )  # fmt: skip
+    with deployment.flowing(deployment.create("in"), skewed(many_lines)):
         job = deployment.submit("--package", good)
-        deployment.wait_for_output("user_windows", 1)
-
-        refused = deployment.breakwater("upgrade", *target, "--old", good, "--package", other_uid)
-        assert refused.returncode == 2, refused.stderr
-        assert "holds state of marks (marks)" in refused.stderr
-        assert deployment.cluster.rest.state(job) == "RUNNING", "it was stopped before the check"
-
-        failed = deployment.breakwater("upgrade", *target, "--old", good, "--package", failing)
-        assert failed.returncode == 1, failed.stdout + failed.stderr
-        last = failed.stderr.splitlines()[-1]
-        assert "the new version does not run" in last
-        assert "this version cannot run" in last
-        (again,) = [
-            each["jid"] for each in deployment.cluster.rest.jobs() if each["state"] == "RUNNING"
-        ]
-        assert f"the old one goes on as job {again}" in last
-        deployment.wait_for_checkpoints(again)
-    deployment.end_and_drain(again)
+        deployment.wait_for_output("user_windows")
+        began = time.monotonic()
+        job, _ = taken_back(deployment, good, failing, "this version cannot run")
+        tell(capsys, "upgrade and back, open() fails", time.monotonic() - began)
+        began = time.monotonic()
+        job, start = taken_back(deployment, good, failing_later, "this version cannot run for long")
+        tell(capsys, "upgrade and back, fails after a commit", time.monotonic() - began)
+        assert "/chk-" in start, "it was meant to go on from the new version's own checkpoint"
+        deployment.wait_for_checkpoints(job)
+    deployment.end_and_drain(job)
     assert assert_topics_are_right(deployment, expect(deployment.sent)) > 0
+    versions = {"channel" in row for row in deployment.rows("processed_events")}
+    assert versions == {False, True}, "the failing version was meant to have committed something"
+
+
+def taken_back(deployment: Deployment, old: Path, new: Path, why: str) -> tuple[str, str]:
+    """Upgrade to a version that fails: the id of the old one's new job, and where it began."""
+    failed = deployment.breakwater(
+        "upgrade", "--target", deployment.cluster.target, "--old", old, "--package", new
+    )
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    last = failed.stderr.splitlines()[-1]
+    assert "the new version does not run" in last
+    assert why in last
+    (again,) = [
+        each["jid"] for each in deployment.cluster.rest.jobs() if each["state"] == "RUNNING"
+    ]
+    assert f"the old one goes on as job {again}, from " in last
+    return again, last.rpartition(" from ")[2]

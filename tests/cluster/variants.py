@@ -37,6 +37,22 @@ ONE_MORE_STEP = """
 OPEN = "    def open(self, runtime_context: RuntimeContext) -> None:\n"
 FAILS = '        raise RuntimeError("this version cannot run")\n'
 
+READ = "        for records in self._reader.read(element):\n"
+#: Fails at the first record after two checkpoints that are later than its own first record: one of
+#: them at least has committed what it wrote.
+FAILS_LATER = """
+        import glob, os, time
+        self._since = getattr(self, "_since", time.time())
+        self._seen = getattr(self, "_seen", set())
+        for place in glob.glob("{checkpoints}/*/chk-*/_metadata"):
+            try:
+                self._seen |= {{place}} if os.path.getmtime(place) > self._since else set()
+            except FileNotFoundError:
+                pass
+        if len(self._seen) >= 2:
+            raise RuntimeError("this version cannot run for long")
+"""
+
 
 def contract(folder: Path, text: str = CONTRACT) -> Path:
     """A user's folder with a module `shop`."""

@@ -33,6 +33,13 @@ CLIENT_WITHIN_S = 30
 LARGEST_RECORD_BYTES = 8_000_000
 #: The tests' runs are too short for Java to compile for its peak.
 SHORT = {"JVM_ARGS": "-XX:TieredStopAtLevel=1"}
+COMMITTED = IsolationLevel.READ_COMMITTED
+WRITTEN = IsolationLevel.READ_UNCOMMITTED
+READ_COMMITTED = {
+    "group.id": "unused",
+    "isolation.level": "read_committed",
+    "enable.auto.commit": False,
+}
 OUTPUTS = {
     "processed_events": "processed-events",
     "user_windows": "user-windows",
@@ -99,20 +106,13 @@ class Kafka:
 
     def read(self, topics: Iterable[str]) -> list[Message]:
         """All that a read_committed consumer finds, up to the present end."""
-        known = AdminClient(self.client()).list_topics(timeout=CLIENT_WITHIN_S).topics
+        wanted = set(topics)
         places = [
             TopicPartition(topic, number, OFFSET_BEGINNING)
-            for topic in topics
-            if topic in known
-            for number in known[topic].partitions
+            for topic, number in self.places()
+            if topic in wanted
         ]
-        options = {
-            "group.id": "unused",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-        }
-        consumer = Consumer(self.client(**options))
+        consumer = Consumer(self.client(**READ_COMMITTED, **{"enable.partition.eof": True}))
         consumer.assign(places)
         found, ended = [], set()
         try:
@@ -135,25 +135,37 @@ class Kafka:
         A commit is done for the one who commits when the coordinator has written it down; the
         markers that make the records visible follow a moment later.
         """
-        admin = AdminClient(self.client())
-        topics = admin.list_topics(timeout=CLIENT_WITHIN_S).topics
-        places = [
-            TopicPartition(topic, number)
+        wait_until(
+            "the end of all transactions",
+            lambda: self.ends(self.name, COMMITTED) == self.ends(self.name, WRITTEN),
+            CLIENT_WITHIN_S,
+        )
+
+    def places(self) -> list[tuple[str, int]]:
+        """Every partition of this test's topics."""
+        topics = AdminClient(self.client()).list_topics(timeout=CLIENT_WITHIN_S).topics
+        return [
+            (topic, number)
             for topic in topics
             if topic.startswith(self.name)
             for number in topics[topic].partitions
         ]
 
-        def ends(isolation: IsolationLevel) -> list[int]:
-            asked = {place: OffsetSpec.latest() for place in places}
-            found = admin.list_offsets(asked, isolation_level=isolation)
-            return [found[place].result(CLIENT_WITHIN_S).offset for place in places]
-
-        wait_until(
-            "the end of all transactions",
-            lambda: ends(IsolationLevel.READ_COMMITTED) == ends(IsolationLevel.READ_UNCOMMITTED),
-            CLIENT_WITHIN_S,
-        )
+    def ends(self, prefix: str, isolation: IsolationLevel) -> dict[tuple[str, int], int]:
+        """Where the partitions of some topics end: up to the first open transaction, or wholly."""
+        places = [
+            TopicPartition(topic, number)
+            for topic, number in self.places()
+            if topic.startswith(prefix)
+        ]
+        # The client must outlive the call.
+        admin = AdminClient(self.client())
+        asked = {place: OffsetSpec.latest() for place in places}
+        found = admin.list_offsets(asked, isolation_level=isolation)
+        return {
+            (place.topic, place.partition): found[place].result(CLIENT_WITHIN_S).offset
+            for place in places
+        }
 
     def output(self, output: str) -> list[Message]:
         """The committed records of an output, from all its topics."""

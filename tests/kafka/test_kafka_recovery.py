@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(60
 
 #: So many that the run is still going on when it has taken its first checkpoint.
 RECORDS = 150_000
-
-
-@pytest.fixture(scope="module")
-def own_broker(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One that these tests may kill."""
-    with Broker(tmp_path_factory.mktemp("own-broker")) as broker:
-        yield broker
 
 
 @pytest.fixture

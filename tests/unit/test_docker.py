@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from flink_jobs.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
+#: What a FlinkDeployment may hold: its own first lines say where it is from.
+CRD = Path(__file__).with_name("flink_deployment.crd.yaml")
 CHECKER = Path(sys.executable).with_name("check-jsonschema")
 
 
@@ -81,7 +84,52 @@ def test_grafana_finds_its_source_and_dashboard() -> None:
     assert load("grafana/dashboards.yaml")["providers"][0]["options"]["path"] in mounts
 
 
-#: What the operator's schema asks for, as far as it is used here (docker/README.md).
+def deployment_faults(spec: dict[str, Any]) -> list[str]:
+    """What the operator's schema has against the spec of a FlinkDeployment."""
+    schema = yaml.safe_load(CRD.read_text())
+    refuse_unknown(schema)
+    return [error.message for error in Draft202012Validator(schema).iter_errors(spec)]
+
+
+def refuse_unknown(schema: Any) -> None:
+    """Kubernetes drops a field that it does not know: here it is a fault."""
+    if isinstance(schema, list):
+        for each in schema:
+            refuse_unknown(each)
+    elif isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            schema["additionalProperties"] = False
+        for each in schema.values():
+            refuse_unknown(each)
+
+
+def test_the_flink_deployment_is_valid() -> None:
+    assert deployment_faults(load("flink-deployment.yaml")["spec"]) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        (("job", "jarUri"), "local:///x", "'jarUri' was unexpected"),
+        (("job", "upgradeMode"), "savepoints", "'savepoints' is not one of"),
+        (("flinkVersion",), "v2_9", "'v2_9' is not one of"),
+        (("taskManager", "resource", "cpu"), "one", "'one' is not of type 'number'"),
+        (("podTemplate", "spec", "volume"), [], "'volume' was unexpected"),
+    ],
+)
+def test_a_flink_deployment_with_a_fault_is_not(
+    path: tuple[str, ...], value: object, wanted: str
+) -> None:
+    """The positive control: the schema refuses what it does not know."""
+    spec = load("flink-deployment.yaml")["spec"]
+    table = spec
+    for name in path[:-1]:
+        table = table[name]
+    table[path[-1]] = value
+    (fault,) = deployment_faults(spec)
+    assert wanted in fault
+
+
 REQUIRED = {
     "apiVersion": "flink.apache.org/v1beta1",
     "kind": "FlinkDeployment",
