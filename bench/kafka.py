@@ -54,7 +54,7 @@ def main() -> int:
         if "latency" in call.parts:
             latency(here, call.latency_rate, call.latency_seconds)
         if "soak" in call.parts:
-            soak(here, call.soak_rate, call.soak_minutes)
+            soak(here, call.soak_rate, call.soak_minutes, call.soak_warm_up_seconds)
     return 0
 
 
@@ -73,6 +73,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--latency-seconds", type=int, default=60)
     parser.add_argument("--soak-rate", type=int, default=5000, help="events a second")
     parser.add_argument("--soak-minutes", type=float, default=20)
+    # Until windows close as fast as they open, and Java has compiled what it will.
+    parser.add_argument("--soak-warm-up-seconds", type=float, default=150)
     return parser
 
 

@@ -14,12 +14,11 @@ STARTS_WITHIN_S = 120
 BAD_RATE = 0.1
 #: Windows have to open and to close before state can be level: short ones do soon.
 WINDOWS = "[windows]\nsize_ms = 30000\nwatermark_delay_ms = 30000\n"
-WARM_UP_S = 150
 LOOK_EVERY_S = 5.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def soak(here: Place, rate: int, minutes: float) -> None:
+def soak(here: Place, rate: int, minutes: float, warm_up_s: float) -> None:
     servers, topic, prefix = here.broker.bootstrap_servers, "soak", "soak-out"
     here.topics.create(topic, PARTITIONS)
     load = Load(servers, topic, rate, BAD_RATE)
@@ -27,8 +26,8 @@ def soak(here: Place, rate: int, minutes: float) -> None:
     with running(here, topic, prefix, WINDOWS) as job:
         load.start()
         wait_for("a checkpoint", lambda: state_bytes(state_folder(here)), job, STARTS_WITHIN_S)
-        ends = time.monotonic() + WARM_UP_S + minutes * 60
-        begins = time.monotonic() + WARM_UP_S
+        ends = time.monotonic() + warm_up_s + minutes * 60
+        begins = time.monotonic() + warm_up_s
         while time.monotonic() < ends:
             time.sleep(LOOK_EVERY_S)
             if job.poll() is not None:
@@ -38,7 +37,7 @@ def soak(here: Place, rate: int, minutes: float) -> None:
         load.stop()
     counts = here.counts(prefix, ended=False)
     print(
-        f"\nSoak: {minutes:g} minutes after {WARM_UP_S} s of warming up, {rate:,} events/s, "
+        f"\nSoak: {minutes:g} minutes after {warm_up_s:g} s of warming up, {rate:,} events/s, "
         f"{BAD_RATE:.0%} of them dead letters, windows of 30 s, checkpoints every "
         f"{here.checkpoint_interval_ms} ms. {load.sent:,} events sent; committed when it was "
         f"stopped: {counts.get('processed-events', 0):,} processed, "
