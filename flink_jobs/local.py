@@ -31,6 +31,7 @@ from flink_jobs.recount import coverage, recount, streamed
 from flink_jobs.report import Report
 from flink_jobs.reserved import refuse_own_options
 from flink_jobs.settings import Settings
+from operators.rules.ledger import ROWS_VERSION
 from operators.rules.splits import ReadPlan
 from operators.sinks import flink_path
 
@@ -147,6 +148,7 @@ def _fixed_settings(settings: Settings) -> bytes:
     """What a checkpoint's state was made with: a resumed run must have the same."""
     tables = {name: getattr(settings, name).model_dump(mode="json") for name in _FIXED}
     tables["contract"]["version"] = settings.contract.load().version
+    tables["ledger"] = {"rows": ROWS_VERSION}
     return msgspec.json.encode(tables)
 
 

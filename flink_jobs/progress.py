@@ -24,8 +24,8 @@ class Progress:
     """Counts on where the job's own counters begin again at 0: when it goes on from a checkpoint.
 
     What a checkpoint holds is taken to be what had been counted when it was first seen, less the
-    last look: never too much, and too little by a second of work at most. It serves the progress
-    line and the rate only, the ledger is counted by the stream itself.
+    last look: never too much, and too little by some two seconds of work at most. It serves the
+    progress line and the rate only, the ledger is counted by the stream itself.
     """
 
     def __init__(self, path: Path, *, splits: int, checkpoint: Path | None) -> None:

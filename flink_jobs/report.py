@@ -21,7 +21,7 @@ class Report:
     Attributes:
         counts: what the stream counted as it ran.
         problems: what is off, a sentence each; none when the books balance and the files agree.
-        wall_s: seconds from the start of this command's run to the last commit.
+        wall_s: seconds from the start of this command's run to its books, start-up included.
         records_per_s: records that this command's run read, by wall_s.
     """
 

@@ -39,6 +39,12 @@ _INTERNALS: Final = (
     "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
     "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
     "org.apache.flink.formats.raw.RawFormatSerializationSchema",
+    "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory",
+    "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser",
+    "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken",
+    "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.io.JsonStringEncoder",
+    "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper",
+    "net.jpountz.lz4.LZ4Factory",
     "net.jpountz.lz4.LZ4SafeDecompressor",
 )
 

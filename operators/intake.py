@@ -152,6 +152,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
                 payload_limit_bytes=payload_limit_bytes,
                 payload_bytes=odd.payload_bytes,
                 full_checksum=odd.checksum,
+                stacktrace=why.stacktrace,
                 metadata=metadata,
             )
 
@@ -200,7 +201,10 @@ def _decode(payloads: list[bytes], event_type: EventType) -> tuple[list[Any], se
         except Exception:  # whatever msgspec or the contract's own code raises; go on behind it
             failed.add(len(lines) + len(failed))
         else:
-            return lines, failed
+            at = len(lines) + len(failed)
+            if at == len(payloads):
+                return lines, failed
+            failed.add(at)  # a StopIteration of the contract's own code looks like the end
 
 
 def _doubtful_as_received(records: Records, failed: set[int], judge: Judge) -> Iterator[int]:

@@ -7,8 +7,8 @@
  * closed goes to the late output, line by line, so that nothing reaches the windows that they would
  * drop without a word (the same comparison as Flink's TimeWindowUtil.isWindowFired). To the counts
  * output go JSON lines for Books.java, one a source partition of the batch: what was processed, let
- * through, and late. Processed and late are counted by line, what is let through by what the windows
- * get, where the partials of several partitions are one: of those the partitions have what is not late,
+ * through, and late. Processed are counted by their times, late ones by line, what is let through by what
+ * the windows get, where the partials of several partitions are one: of those the partitions have what is not late,
  * and the first has what is missing or too much, if ever something is, so that the books show it.
  *
  * Keeps no state: the watermark comes again after a restart (Marks), before any batch does.

@@ -21,6 +21,10 @@ class Packed {
     for (int at = 0; at < packed.length; at += 8 + sizes.getInt(at)) {
       end += LZ4.decompress(packed, at + 8, sizes.getInt(at), lines, end);
     }
+    if (end != size) {
+      throw new IllegalStateException(
+          "packed lines hold " + end + " bytes and say that they hold " + size);
+    }
     return lines;
   }
 }

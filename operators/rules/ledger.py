@@ -19,6 +19,9 @@ import msgspec
 
 from operators.rules.offsets import Span
 
+#: Form of the stream's own rows: those of another one cannot be added to them.
+ROWS_VERSION: Final = 2
+
 
 class LedgerError(ValueError):
     """A row of the ledger that cannot be read. The message is one line that names it."""

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_REASON = re.compile(r"[a-z0-9_]+")
+_REASON = re.compile(r"[a-z0-9_]{1,100}")
+_TAKEN = frozenset({"empty_message", "null_bytes", "invalid_json", "oversized", "unreadable"})
 
 
 class PoisonError(ValueError):
@@ -30,7 +31,7 @@ class PoisonPattern:
 
     Attributes:
         pattern: Python's `re` syntax.
-        reason: Name of the quarantine folder, `a-z`, `0-9` and `_`.
+        reason: Name of the quarantine folder, `a-z`, `0-9` and `_`, and none of Breakwater's own.
 
     Raises:
         PoisonError: The pattern does not compile, or the reason cannot name a folder.
@@ -43,7 +44,13 @@ class PoisonPattern:
         """Refuse at start what would fail at the first record."""
         if not _REASON.fullmatch(self.reason):
             raise PoisonError(
-                f"pattern {self.pattern!r} has reason {self.reason!r}: use a-z, 0-9 and _ only"
+                f"pattern {self.pattern!r} has reason {self.reason!r}: "
+                "use 1 to 100 of a-z, 0-9 and _"
+            )
+        if self.reason in _TAKEN:
+            raise PoisonError(
+                f"pattern {self.pattern!r} has reason {self.reason!r}, which has a meaning of its "
+                "own: give it another name"
             )
         _ = self.compiled
 

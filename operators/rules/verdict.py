@@ -20,6 +20,7 @@ which takes times as texts first (`operators.events`), sees just the last one of
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -93,12 +94,14 @@ class Rejection(msgspec.Struct, frozen=True):
         message: For a person, one line, at most `MAX_MESSAGE_CHARS`.
         violations: All that apply, in the order of `Contract.error_types`. Empty when the record
             could not be read at all.
+        stacktrace: Where the contract's own code raised, when that is the reason.
     """
 
     kind: Literal["dead_letter", "quarantine"]
     error_type: str
     message: str
     violations: tuple[Violation, ...] = ()
+    stacktrace: str = ""
 
 
 def bounded_text(text: str, limit: int) -> str:
@@ -168,7 +171,8 @@ class Judge:
         rejection = self._unread(payload, payload_bytes)
         if rejection:
             return rejection
-        refusal = None
+        refusal: Exception | None = None
+        stacktrace = ""
         try:
             event = self.decode(payload)
             if self.is_sound(event, now_ms):
@@ -176,10 +180,15 @@ class Judge:
         except MemoryError:
             raise
         except Exception as error:  # a user's __post_init__ may raise anything, and set anything
+            if not isinstance(error, msgspec.MsgspecError):
+                stacktrace = _stacktrace(error)
             # Its traceback holds this frame, which holds it: a ring, which only the garbage
             # collector frees, with a walk through all objects.
             refusal = error.with_traceback(None)
-        return self._second_look(payload, refusal, now_ms)
+        rejection = self._second_look(payload, refusal, now_ms)
+        if stacktrace:
+            rejection = msgspec.structs.replace(rejection, stacktrace=stacktrace)
+        return rejection
 
     def explain(
         self, payload: bytes, now_ms: int, payload_bytes: int | None = None
@@ -378,7 +387,16 @@ def _quarantine(reason: str, message: str) -> Rejection:
 def _error_text(error: Exception) -> str:
     """What an exception says; its name where it is not msgspec's own."""
     name = "" if isinstance(error, msgspec.MsgspecError) else f"{type(error).__name__}: "
-    return bounded_text(" ".join(f"{name}{error}".split()), MAX_MESSAGE_CHARS)
+    try:
+        text = str(error)
+    except Exception:  # the contract's own exception
+        text = "it cannot say why"
+    return bounded_text(" ".join(f"{name}{text}".split()), MAX_MESSAGE_CHARS)
+
+
+def _stacktrace(error: Exception) -> str:
+    """Where the contract's own code raised."""
+    return "".join(traceback.format_tb(error.__traceback__)) + _error_text(error)
 
 
 def _value_text(raw: bytes) -> str:

@@ -22,3 +22,8 @@ def test_every_file_that_it_links_to_is_there() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
     assert not [link for link in links if not (root / link).exists()]
+
+
+def test_no_heading_stands_twice() -> None:
+    headings = re.findall(r"^#+ .*", README, re.MULTILINE)
+    assert len(headings) == len(set(headings))

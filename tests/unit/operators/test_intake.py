@@ -494,11 +494,20 @@ def strict(**fields: Any) -> bytes:
 
 
 def test_whatever_a_contracts_own_code_raises_or_sets_is_a_dead_letter() -> None:
-    bad = (strict(key="boom"), strict(low=2), strict(key="far"), strict(key="wrong"))
-    found = outcome(payloads(strict(), *bad, strict()), intake(STRICT))
-    assert [offset for offset, _ in found.accepted] == [0, 5]
-    assert found.reasons == dict.fromkeys(range(1, 5), "schema_error")
-    assert len(found.dead) == 4
+    keys = ("boom", "far", "wrong", "dumb", "stop")
+    bad = [strict(low=2), *(strict(key=key) for key in keys)]
+    found = outcome(payloads(strict(), *bad, strict(), bad[-1]), intake(STRICT))
+    assert [offset for offset, _ in found.accepted] == [0, 7]
+    assert found.reasons == dict.fromkeys([*range(1, 7), 8], "schema_error")
+    assert len(found.dead) == 7
+
+
+def test_an_envelope_says_where_a_contracts_own_code_has_raised() -> None:
+    found = outcome(payloads(strict(key="boom"), strict(more=1)), intake(STRICT))
+    raised, refused = (envelope["error_stacktrace"] for _, envelope, _ in found.dead)
+    assert 'raise KeyError("boom")' in raised
+    assert raised.endswith("KeyError: 'boom'")
+    assert refused == ""
 
 
 def test_a_value_that_no_column_can_hold_is_a_dead_letter_and_not_the_end_of_the_job() -> None:

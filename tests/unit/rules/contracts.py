@@ -29,6 +29,13 @@ class Reading(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     repaired_at: Annotated[datetime, Meta(tz=True)] | None = None
 
 
+class Speechless(Exception):
+    """Cannot even say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 class Strict(msgspec.Struct, forbid_unknown_fields=True):
     """Refuses what it does not know, and has a rule of its own about two fields."""
 
@@ -40,6 +47,10 @@ class Strict(msgspec.Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.key == "boom":
             raise KeyError("boom")
+        if self.key == "stop":
+            next(iter(()))
+        if self.key == "dumb":
+            raise Speechless
         if self.low > self.high:
             raise ValueError("low is above high")
         if self.key == "far":

@@ -64,9 +64,17 @@ def test_a_pattern_that_does_not_compile_is_refused_with_its_place(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("reason", ["", "Test", "two words", "../etc", "a/b", "a\n", "ü"])
+@pytest.mark.parametrize(
+    "reason", ["", "Test", "two words", "../etc", "a/b", "a\n", "ü", "a" * 101]
+)
 def test_a_reason_that_cannot_name_a_folder_is_refused(reason: str) -> None:
-    with pytest.raises(PoisonError, match="use a-z, 0-9 and _ only"):
+    with pytest.raises(PoisonError, match="use 1 to 100 of a-z, 0-9 and _"):
+        PoisonPattern("x", reason)
+
+
+@pytest.mark.parametrize("reason", ["oversized", "unreadable", "invalid_json"])
+def test_a_reason_of_our_own_is_refused(reason: str) -> None:
+    with pytest.raises(PoisonError, match="a meaning of its own"):
         PoisonPattern("x", reason)
 
 

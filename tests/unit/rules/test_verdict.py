@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -446,6 +447,7 @@ class StrictCase:
         StrictCase({"low": 2}, "low is above high"),
         StrictCase({"more": 1}, "Object contains unknown field `more`"),
         StrictCase({"key": "boom"}, "KeyError: 'boom'"),
+        StrictCase({"key": "dumb"}, "Speechless: it cannot say why"),
         StrictCase({"key": "far"}, "the event does not fit its columns"),
         StrictCase({"key": "wrong"}, "TypeError: must be real number, not str"),
     ],
@@ -462,6 +464,19 @@ def test_each_value_of_a_key_that_comes_twice_has_to_be_good() -> None:
     rejection = rejected(b'{"price":-1,' + record()[1:])
     assert rejection.error_type == "schema_error"
     assert rejection.message == "Expected `float` >= 0.0 - at `$.price`"
+
+
+def test_a_refusal_leaves_nothing_for_the_garbage_collector() -> None:
+    """An exception whose traceback holds its own frame is freed by a walk through all objects."""
+    rejected(b"[", JUDGES[STRICT])
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            rejected(b'{"key":1}', JUDGES[STRICT])
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_running_out_of_memory_is_not_a_verdict() -> None:
