@@ -199,9 +199,11 @@ def flink_options(settings: Settings) -> dict[str, str]:
         "python.client.executable": sys.executable,
         "python.execution-mode": "process",
         # An element of a Python operator is a whole batch or split, so few make a bundle; a bundle
-        # is finished before each checkpoint and is held in memory until then.
-        "python.fn-execution.bundle.size": "4",
+        # is finished before each checkpoint and is held in memory (packed) until then.
+        "python.fn-execution.bundle.size": "8",
         "python.fn-execution.bundle.time": "100",
+        # Our Python steps have no metrics of their own, and Flink asks for them after each bundle.
+        "python.metric.enabled": "false",
         "pipeline.object-reuse": "true",
         "pipeline.auto-generate-uids": "false",
         # Intake has added up each batch by key and window: a second time before the shuffle gains

@@ -148,11 +148,12 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     int begin = 0;
     for (int event = 0; times.hasRemaining(); event++) {
       int end = begin;
-      while (lines[end] != '\n') {
+      while (end < lines.length && lines[end] != '\n') {
         end++;
       }
       if (!isOpen(times.getLong())) {
         byte[] line = java.util.Arrays.copyOfRange(lines, begin, end + 1);
+        line[end - begin] = '\n';
         output.collect(late, new StreamRecord(row(line)));
         sources.late(event);
       }

@@ -59,8 +59,8 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
 
   private void sendBlock(byte[] lines) throws Exception {
     int begin = 0;
-    for (int end = 0; end < lines.length; end++) {
-      if (lines[end] == '\n') {
+    for (int end = 0; begin < lines.length; end++) {
+      if (end == lines.length || lines[end] == '\n') {
         collect(new Object[] {java.util.Arrays.copyOfRange(lines, begin, end)});
         begin = end + 1;
       }

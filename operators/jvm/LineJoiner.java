@@ -53,10 +53,12 @@ public class LineJoiner extends Flushing {
   private void addBlock(byte[] lines) throws Exception {
     if (lines.length >= maxBytes) {
       flush();
-      output.collect(new StreamRecord(block(lines, java.util.Collections.EMPTY_LIST)));
+      output.collect(new StreamRecord(row(lines, java.util.Collections.EMPTY_LIST)));
     } else if (lines.length > 0) {
-      open(null).write(lines, 0, lines.length);
-      added((long) lines.length);
+      java.io.ByteArrayOutputStream block = open(null);
+      block.write(lines, 0, lines.length);
+      block.write('\n');
+      added((long) lines.length + 1);
     }
   }
 
@@ -94,14 +96,14 @@ public class LineJoiner extends Flushing {
       Map.Entry entry = (Map.Entry) entries.next();
       java.util.List key = (java.util.List) entry.getKey();
       byte[] lines = ((java.io.ByteArrayOutputStream) entry.getValue()).toByteArray();
-      output.collect(new StreamRecord(block(lines, key)));
+      output.collect(new StreamRecord(row(java.util.Arrays.copyOf(lines, lines.length - 1), key)));
     }
     blocks.clear();
   }
 
-  private GenericRowData block(byte[] lines, java.util.List key) {
+  private GenericRowData row(byte[] block, java.util.List key) {
     Object[] fields = new Object[1 + partitionFields];
-    fields[0] = java.util.Arrays.copyOf(lines, lines.length - 1);
+    fields[0] = block;
     for (int i = 0; i < partitionFields; i++) {
       fields[i + 1] = BinaryStringData.fromString((String) key.get(i));
     }

@@ -78,10 +78,10 @@ def _entries(java: DataInput) -> list[Progress]:
 
 
 def unpacked(blocks: bytes) -> bytes:
-    """What Packed.java makes of packed lines."""
+    """What Packed.java makes of packed lines, and a newline behind it."""
     lines = b""
     while blocks:
         packed, full = struct.unpack_from("<ii", blocks)
-        lines += pa.decompress(blocks[8 : 8 + packed], full, "lz4_raw", asbytes=True)
+        lines += pa.decompress(blocks[8 : 8 + packed], full, "lz4_raw", asbytes=True) + b"\n"
         blocks = blocks[8 + packed :]
     return lines

@@ -129,7 +129,7 @@ def test_the_longest_path_there_can_be_fits_the_progress() -> None:
     assert back.partition == path
 
 
-@given(st.lists(st.binary(max_size=300), max_size=4))
+@given(st.lists(st.binary(max_size=300).map(lambda line: line + b"\n"), max_size=4))
 def test_packed_lines_stand_one_behind_the_other(blocks: list[bytes]) -> None:
     assert unpacked(b"".join(map(pack_lines, blocks))) == b"".join(blocks)
 
