@@ -48,7 +48,8 @@ from sql import statement
 
 DEAD_LETTER_FOLDERS: Final = ("queue", "date", "error_type")
 QUARANTINE_FOLDERS: Final = ("reason",)
-#: Flink writes a record of 5 MB or more to disk first when it goes from one task to another.
+#: So much of lines, before they are packed, makes a row: what does not pack stays below the 5 MB
+#: from which Flink writes a record to disk first when it goes from one task to another.
 ROW_BYTES: Final = 3_500_000
 WINDOW_LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.STRING())])
 

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from operators.batches import Ints
 from operators.rules.contract import Column, Contract
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 
 COORDINATES: Final = ("source_topic", "source_partition", "source_offset")
-
-Ints = npt.NDArray[np.int64]
 
 _A_TIME: Final = "2026-01-01T00:00:00.000Z"
 _TIME_CHARS: Final = len(_A_TIME)

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from pyflink.datastream import ProcessFunction, RuntimeContext
 
-from operators.events import Events, EventType, Ints
+from operators.batches import Ints
+from operators.events import Events, EventType
 from operators.outgoing import Accepted, Rejected
 from operators.records import Oddity, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract

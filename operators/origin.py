@@ -10,14 +10,12 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from operators.batches import Progress, SplitMark
+from operators.batches import Ints, Progress, SplitMark
 from operators.rules.splits import UNKNOWN_MS
 from operators.rules.verdict import Rejection
 
-Ints = npt.NDArray[np.int64]
 MINUTE_MS: Final = 60_000
 #: A topic of one-record transactions has a gap behind every record: a row must not name them all.
 MAX_SPANS: Final = 64

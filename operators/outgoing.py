@@ -16,6 +16,7 @@ from pyflink.datastream import OutputTag
 from operators.batches import (
     DEAD_LETTERS,
     QUARANTINE,
+    Ints,
     Progress,
     pack_lines,
     pack_progress,
@@ -23,7 +24,7 @@ from operators.batches import (
     to_bytes,
 )
 from operators.bridge import BYTES
-from operators.events import Events, EventType, Ints, partials_of
+from operators.events import Events, EventType, partials_of
 from operators.origin import Origin
 from operators.rules.failure import category_of, queue_of
 from operators.rules.verdict import Rejection
