@@ -71,33 +71,6 @@ def require_bridge() -> None:
             ) from error
 
 
-def batch(
-    table_env: StreamTableEnvironment,
-    table: Table,
-    *,
-    uid: str,
-    max_records: int,
-    max_bytes: int,
-    max_age_ms: int,
-) -> DataStream:
-    """Rows to Arrow batches (Batcher.java).
-
-    Args:
-        table_env: the table environment the table belongs to.
-        table: its first column is the payload (BYTES).
-        uid: uid and name of the step.
-        max_records: rows in a batch at most.
-        max_bytes: payload bytes after which a batch is handed on.
-        max_age_ms: how long the first row of a batch waits at most.
-
-    Returns:
-        A stream of bytes, each an Arrow IPC stream of one batch.
-    """
-    row_type = table._j_table.getResolvedSchema().toPhysicalRowDataType().getLogicalType()
-    refs = [row_type, max_records, max_bytes, max_age_ms]
-    return _add(rows_of(table_env, table), "Batcher", uid, refs, BYTES.get_java_type_info())
-
-
 def books(counts: DataStream, *, uid: str) -> DataStream:
     """Counts of batches to the rows of the ledger (Books.java).
 

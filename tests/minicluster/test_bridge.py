@@ -14,7 +14,7 @@ from pyflink.table import DataTypes, StreamTableEnvironment
 
 from operators import bridge
 from operators.batches import Progress
-from operators.kafka_source import empty_partition, open_partition
+from operators.kafka_source import empty_partition, open_partition, record_type
 from operators.rules.splits import UNKNOWN_MS, FileProgress
 from operators.sinks import FileSinks
 from tests.minicluster.steps import WINDOW_MS, Describe, Origins, Script
@@ -47,31 +47,49 @@ def collect(stream: Any) -> list[Any]:
         return list(found)
 
 
-# --- Batcher -------------------------------------------------------------------------------------
+# --- KafkaBatcher, and with it when anything is held back and handed on (Flushing) ---------------
 
 
-def batches(env: Any, payloads: list[bytes], **limits: int) -> list[tuple[int, int, list[str]]]:
-    """The batches that rows become: time, rows, payloads."""
-    tables = StreamTableEnvironment.create(env)
+#: Rows as the Kafka source has them, of payloads.
+AS_RECORDS = (
+    "SELECT CAST({payload} AS BYTES), CAST(NULL AS BYTES), 't', 0, CAST(0 AS BIGINT), "
+    "CAST(NULL AS TIMESTAMP_LTZ(3)), CAST(NULL AS MAP<STRING, BYTES>) FROM {table}"
+)
+
+
+def batched(tables: Any, query: str, **limits: int) -> list[list[str]]:
+    """The payloads of the batches that rows become."""
+    bounds = {
+        "max_records": 10**6,
+        "max_bytes": 10**9,
+        "max_age_ms": 10**6,
+        "max_payload_bytes": 10**6,
+        "keep_bytes": 10**6,
+        **limits,
+    }
+    stream = bridge.kafka_batch(
+        tables, tables.sql_query(query), record_type(), uid="batch", parallelism=1, **bounds
+    )
+    return [line.split(" ") for line in collect(stream.process(Describe(), Types.STRING()))]
+
+
+def batches(env: Any, payloads: list[bytes], **limits: int) -> list[list[str]]:
     values = ", ".join(f"('{payload.decode()}')" for payload in payloads)
-    table = tables.sql_query(f"SELECT CAST(v AS BYTES) AS payload FROM (VALUES {values}) AS t (v)")
-    bounds = {"max_records": 10**6, "max_bytes": 10**9, "max_age_ms": 10**6, **limits}
-    batched = bridge.batch(tables, table, uid="batch", **bounds)
-    lines = collect(batched.process(Describe(), Types.STRING()))
-    return [(int(t), int(n), p) for t, n, *p in (line.split(" ") for line in lines)]
+    query = AS_RECORDS.format(payload="v", table=f"(VALUES {values}) AS t (v)")
+    return batched(StreamTableEnvironment.create(env), query, **limits)
 
 
 def test_a_batch_is_flushed_by_count_and_at_the_end(flink: Flink) -> None:
     found = batches(flink(), [b"a", b"b", b"c", b"d", b"e"], max_records=2)
-    assert [p for _, _, p in found] == [["a", "b"], ["c", "d"], ["e"]]
+    assert found == [["a", "b"], ["c", "d"], ["e"]]
 
 
 def test_a_batch_is_flushed_by_bytes(flink: Flink) -> None:
     found = batches(flink(), [b"aaaa", b"bbbb", b"c", b"dddddddd"], max_bytes=8)
-    assert [p for _, _, p in found] == [["aaaa", "bbbb"], ["c", "dddddddd"]]
+    assert found == [["aaaa", "bbbb"], ["c", "dddddddd"]]
 
 
-SLOW_ROWS = "SELECT CAST(CAST(n AS STRING) AS BYTES) AS payload FROM slow"
+SLOW_ROWS = AS_RECORDS.format(payload="CAST(n AS STRING)", table="slow")
 SLOW_TABLE = """
 CREATE TEMPORARY TABLE slow (n BIGINT) WITH (
   'connector' = 'datagen', 'number-of-rows' = '{rows}', 'rows-per-second' = '{per_s}',
@@ -79,14 +97,10 @@ CREATE TEMPORARY TABLE slow (n BIGINT) WITH (
 """
 
 
-def slow_batches(
-    env: Any, rows_: int, per_s: int, query: str = SLOW_ROWS, **limits: int
-) -> list[list[str]]:
+def slow_batches(env: Any, rows_: int, per_s: int, **limits: int) -> list[list[str]]:
     tables = StreamTableEnvironment.create(env)
     tables.execute_sql(SLOW_TABLE.format(rows=rows_, per_s=per_s))
-    bounds = {"max_records": 10**6, "max_bytes": 10**9, "max_age_ms": 10**6, **limits}
-    batched = bridge.batch(tables, tables.sql_query(query), uid="batch", **bounds)
-    return [line.split(" ")[2:] for line in collect(batched.process(Describe(), Types.STRING()))]
+    return batched(tables, SLOW_ROWS, **limits)
 
 
 def test_a_quiet_source_does_not_wait_for_a_full_batch(flink: Flink) -> None:
@@ -122,10 +136,7 @@ def test_a_batch_is_flushed_before_a_watermark(flink: Flink) -> None:
             "(n BIGINT, t AS TO_TIMESTAMP_LTZ(n * 1000 + 1000, 3), WATERMARK FOR t AS t)",
         )
     )
-    bounds = {"max_records": 10**6, "max_bytes": 10**9, "max_age_ms": 10**6}
-    batched = bridge.batch(tables, tables.sql_query(SLOW_ROWS), uid="batch", **bounds)
-    found = [line.split(" ")[2:] for line in collect(batched.process(Describe(), Types.STRING()))]
-    assert [len(p) for p in found] == [1, 1, 1, 1]
+    assert [len(p) for p in batched(tables, SLOW_ROWS)] == [1, 1, 1, 1]
 
 
 # --- Marks and Gate ------------------------------------------------------------------------------
