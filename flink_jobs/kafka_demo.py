@@ -38,7 +38,7 @@ from flink_jobs.java import find_java
 from flink_jobs.report import Report
 from flink_jobs.settings import Settings
 from flink_jobs.topics import Topics
-from operators.rules.ledger import Counts, from_rows
+from operators.rules.ledger import Counts, differences, read_book
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -152,7 +152,9 @@ def _demo(
     if code:
         return code
     read = read_outputs(topics, settings)
-    report = Report.of(from_rows(read.ledger), read.counts(), [], events, wall_s)
+    book = read_book(read.ledger)
+    problems = [*book.imbalances(), *differences(book.total, read.counts())]
+    report = Report.of(book.total, problems, events, wall_s)
     report.print_table(console, f"topics on {servers}; some of it:")
     read.print_samples(console)
     return 0 if report.balanced else FAILED

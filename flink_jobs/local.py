@@ -18,6 +18,7 @@ from pyflink.common import JobStatus
 from rich.console import Console
 from rich.status import Status
 
+from flink_jobs.audit import audit_run
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
 from flink_jobs.faults import one_line
 from flink_jobs.files import load_plan, plan_files, refuse_changed_files, save_plan
@@ -27,7 +28,7 @@ from flink_jobs.jvm import flink_process
 from flink_jobs.output import Mode, OutputFolder, wait_a_moment
 from flink_jobs.paths import refuse_odd_paths
 from flink_jobs.progress import Progress
-from flink_jobs.recount import coverage, recount, streamed
+from flink_jobs.recount import coverage
 from flink_jobs.report import Report
 from flink_jobs.reserved import refuse_own_options
 from flink_jobs.settings import Settings
@@ -81,14 +82,10 @@ def run_local(
         progress = _progress(folder, plan)
         if not committed and not _run(settings, plan, folder, java, progress):
             return FAILED
-        counts = streamed(folder)
-        report = Report.of(
-            counts,
-            recount(folder),
-            coverage(folder, plan).problems(),
-            0 if committed else counts.received - progress.before.records,
-            time.monotonic() - began,
-        )
+        audit = audit_run(folder, plan)
+        counts = audit.book.total
+        records = 0 if committed else counts.received - progress.before.records
+        report = Report.of(counts, audit.problems, records, time.monotonic() - began)
         if report.balanced:
             folder.clean_up()
         report.write(folder.ledger_json)

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from flink_jobs.output import OutputFolder
-from operators.rules.ledger import Counts, from_rows
+from operators.rules.ledger import Counts
 from operators.rules.splits import ReadPlan
 
 _BLOCK_BYTES: Final = 1 << 18  # fits the cache of a core
@@ -41,13 +41,8 @@ def recount(folder: OutputFolder) -> Counts:
     )
 
 
-def streamed(folder: OutputFolder) -> Counts:
-    """What the stream counted as it ran: its own rows, committed with the outputs."""
-    return from_rows(ledger_rows(folder))
-
-
 def ledger_rows(folder: OutputFolder) -> Iterator[bytes]:
-    """The stream's own rows that are committed."""
+    """What the stream counted as it ran: its own rows, committed with the outputs."""
     return _lines(folder.parts("ledger"))
 
 

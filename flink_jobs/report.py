@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from operators.rules.ledger import Counts, differences, imbalances
+from operators.rules.ledger import Counts
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,10 @@ class Report:
     records_per_s: float
 
     @classmethod
-    def of(
-        cls,
-        streamed: Counts,
-        recounted: Counts,
-        unread: list[str],
-        records: int,
-        wall_s: float,
-    ) -> Report:
-        """Compare the two counts; records are those that this run has read."""
-        problems = [*unread, *imbalances(streamed), *differences(streamed, recounted)]
+    def of(cls, counts: Counts, problems: list[str], records: int, wall_s: float) -> Report:
+        """What an audit has found; records are those that this run has read."""
         rate = records / wall_s if wall_s > 0 else 0.0
-        return cls(streamed, problems, round(wall_s, 1), round(rate))
+        return cls(counts, problems, round(wall_s, 1), round(rate))
 
     @property
     def balanced(self) -> bool:
@@ -81,7 +73,9 @@ class Report:
         if self.balanced:
             console.print("[bold green]balanced[/]: every record is in exactly one place")
         for problem in self.problems:
-            console.print(f"[bold red]off[/]: {problem}", highlight=False)
+            console.print("[bold red]off[/]: ", end="")
+            # A path is no markup, and a line that is broken cannot be searched for.
+            console.print(problem, markup=False, highlight=False, soft_wrap=True)
         console.print(f"output: {output}", highlight=False, soft_wrap=True)
 
 

@@ -133,6 +133,27 @@ def test_a_piece_of_input_that_was_read_twice_is_found(done: Done, copy: Path) -
     assert "pieces were read more than once, the first is piece" in ledger["problems"][0]
 
 
+def test_what_one_file_has_too_few_and_another_too_many_of_is_found(done: Done, copy: Path) -> None:
+    """The totals are right, and so is each other line of the books."""
+    parts = {part: ledger_rows(part) for part in OutputFolder(copy).parts("ledger")}
+    for name, more in (("1.jsonl", -1), ("2.jsonl", 1)):
+        row = next(r for rs in parts.values() for r in rs if r["source_topic"].endswith(name))
+        row["received"] += more
+    for part, rows in parts.items():
+        part.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    code, ledger = done.counted_again(copy)
+    assert (code, ledger["balanced"], ledger["received"]) == (1, False, 12_000)
+    told = [problem.split(",")[0] for problem in ledger["problems"]]
+    assert told == [
+        f"{done.source}/1.jsonl/0: received 5999",
+        f"{done.source}/2.jsonl/0: received 6001",
+    ]
+
+
+def ledger_rows(part: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in part.open()]
+
+
 def test_a_file_of_the_plan_that_was_never_read_is_found(done: Done, copy: Path) -> None:
     """All that was read balances: only the plan can tell that something is missing."""
     path = OutputFolder(copy).plan
@@ -177,12 +198,15 @@ def accounted(books: dict[str, Any]) -> int:
 
 def test_the_rows_of_the_ledger_are_few(done: Done) -> None:
     """One a file, minute and checkpoint, not one a batch of 300 records."""
-    rows = [line for part in OutputFolder(done.output).parts("ledger") for line in part.open()]
+    rows = [row for part in OutputFolder(done.output).parts("ledger") for row in ledger_rows(part)]
     assert len(rows) < 12_000 / 300 / 2
 
 
-def test_a_row_of_the_ledger_that_is_lost_is_found_by_the_command(done: Done, copy: Path) -> None:
+def test_a_row_of_the_ledger_that_is_lost_is_found(done: Done, copy: Path) -> None:
     lose_a_line(OutputFolder(copy).parts("ledger")[0])
     ended = run("ledger", "--dir", copy)
     assert ended.returncode == 1
     assert "off: " in ended.stdout
+    with pytest.raises(UserError, match="pieces were not read") as e:
+        done.counted_again(copy)
+    assert e.value.exit_code == 1

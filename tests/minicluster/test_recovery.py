@@ -114,8 +114,9 @@ local.local_options = lambda folder, tmp, checkpoint: options(folder, tmp, None)
 """
 
 
-def test_a_resume_that_forgets_its_checkpoint_is_found_out(tmp_path: Path) -> None:
-    """Positive control of the test above: books, input coverage and oracle all can fail."""
+@pytest.fixture
+def half(tmp_path: Path) -> list[object]:
+    """The call of a run that was killed when it had committed some of its output, to ``out``."""
     source = events(tmp_path / "events.jsonl", 60_000, disorder_s=19)
     config = settings_file(
         tmp_path / "eager.toml",
@@ -132,12 +133,34 @@ def test_a_resume_that_forgets_its_checkpoint_is_found_out(tmp_path: Path) -> No
         killed.send_signal(signal.SIGKILL)
         killed.wait(timeout=30)
     assert not (output / "ledger.json").exists(), "the run was over before it was killed"
-    ended = run(*call, "--resume", "--json", change=FORGETS_THE_CHECKPOINT)
+    return call
+
+
+def test_a_resume_that_forgets_its_checkpoint_is_found_out(
+    tmp_path: Path, half: list[object]
+) -> None:
+    """Positive control of the test above: books, input coverage and oracle all can fail."""
+    ended = run(*half, "--resume", "--json", change=FORGETS_THE_CHECKPOINT)
     assert ended.returncode == 1, ended.stderr
     problems = json.loads(ended.stdout)["problems"]
     assert [p for p in problems if "pieces were read more than once" in p], problems
     with pytest.raises(AssertionError, match="an event was written twice"):
-        outputs_are_right(output, expect([source]))
+        outputs_are_right(tmp_path / "out", expect([tmp_path / "events.jsonl"]))
+
+
+def test_a_row_of_the_ledger_that_was_lost_before_a_resume_is_found(
+    tmp_path: Path, half: list[object]
+) -> None:
+    """All outputs are there; it is only the books that can no longer vouch for them."""
+    part, *_ = OutputFolder(tmp_path / "out").parts("ledger")
+    first, *others = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(others))
+    ended = run(*half, "--resume")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    lost = json.loads(first)
+    off = [line for line in ended.stdout.splitlines() if line.startswith("off: ")]
+    assert [line for line in off if f"({lost['received']} too many)" in line], off
+    outputs_are_right(tmp_path / "out", expect([tmp_path / "events.jsonl"]))
 
 
 def test_a_killed_python_worker_costs_only_a_moment(

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flink_jobs.audit import audit_run
 from flink_jobs.files import plan_files
 from flink_jobs.java import find_java
 from flink_jobs.output import OutputFolder
-from flink_jobs.recount import coverage, recount, streamed
-from flink_jobs.report import Report
 from flink_jobs.settings import load_settings
 from tests.oracle import assert_outputs_are_right, expect
 from tests.runs import RUN_ENDS_WITHIN_S, events, settings_file
@@ -51,12 +50,8 @@ def test_the_job_does_the_same_without_the_command(tmp_path: Path) -> None:
     ended = submit("--input", source, "--output", output, "--config", config, tmp=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert_outputs_are_right(output, expect([source]), window_ms=WINDOW_MS, delay_ms=DELAY_MS)
-    folder = OutputFolder(output)
     plan = plan_files(load_settings(config), [source], output)
-    books = Report.of(
-        streamed(folder), recount(folder), coverage(folder, plan).problems(), 20_000, 1
-    )
-    assert books.problems == []
+    assert audit_run(OutputFolder(output), plan).problems == []
 
 
 @pytest.mark.parametrize(

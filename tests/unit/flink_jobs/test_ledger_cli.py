@@ -91,15 +91,20 @@ def test_books_that_do_not_balance(call, output: Path) -> None:
     assert "balanced" not in out
 
 
-def test_a_piece_that_was_not_read_is_off_and_the_outputs_are_not_compared_yet(
-    call, output: Path
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_piece_that_was_not_read_is_off_and_the_outputs_are_compared_at_the_end(
+    call, output: Path, goes_on: bool
 ) -> None:
     write_ledger(output, [row("/a", 1, [0])])
+    if goes_on:
+        checkpoint = output / ".breakwater" / "checkpoints" / "job" / "chk-1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "_metadata").touch()
     code, out, _ = call("--dir", output)
     assert code == 1
     assert "off: input: 2 of 3 pieces were not read" in out
-    assert "--resume" in out
-    assert "the output files hold" not in out
+    assert ("--resume" in out) is goes_on
+    assert ("the output files hold" in out) is not goes_on
 
 
 def test_outputs_that_are_not_what_was_counted_are_off(call, output: Path) -> None:

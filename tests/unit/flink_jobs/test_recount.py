@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flink_jobs.output import OutputFolder
-from flink_jobs.recount import count_lines, coverage, recount, streamed
+from flink_jobs.recount import count_lines, coverage, recount
 from operators.rules.ledger import Counts
 from operators.rules.splits import InputFile, ReadPlan
 
@@ -96,11 +96,6 @@ def test_files_are_counted_by_what_their_folders_say(folder):
     assert recount(folder) == Counts(
         processed=5, dead_lettered={"a": 2}, quarantined={"r": 3}, windowed=3, late=2
     )
-
-
-def test_the_streams_own_count_is_the_sum_of_its_rows(folder):
-    write(folder, "ledger/p.jsonl", read(A0, B0))
-    assert streamed(folder) == Counts(received=6, processed=3)
 
 
 def test_lines_are_counted_in_files_of_any_size(tmp_path):
