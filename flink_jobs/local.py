@@ -239,12 +239,13 @@ def _wait(
                 cancel(job)
                 return False
             if time.monotonic() >= next_look:
-                next_look += _LOOK_EVERY_S
                 _end_if_an_input_file_has_changed(job, plan)
                 counters = _counters(job) or counters
                 progress.update(counters, folder.newest_checkpoint())
                 if status is not None:
                     status.update(progress.line(time.monotonic() - began))
+                # From the answer on: a Flink that is slow to answer is not asked without a pause.
+                next_look = time.monotonic() + _LOOK_EVERY_S
             wait_a_moment()
         result.result()
     return True

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyflink.common import JobStatus
 
 from flink_jobs import local
 from flink_jobs.errors import UserError
+from flink_jobs.interrupt import Interrupt
 from flink_jobs.java import Java
 from flink_jobs.jvm import environment
 from flink_jobs.local import run_local
 from flink_jobs.output import Mode, OutputFolder
 from flink_jobs.settings import Settings
+from operators.rules.splits import ReadPlan
 
 EVENT = (
     '{"user_id":"u","product_id":"p","action":"view","price":1,'
@@ -207,3 +211,111 @@ def test_java_compiles_for_its_peak_only_where_a_job_runs_for_long(
     java = Java(tmp_path, 17, "", "")
     found = environment(OutputFolder(tmp_path), tmp_path, java, {}, for_long=for_long)
     assert ("-XX:TieredStopAtLevel=1" in found["JVM_ARGS"].split(" ")) is not for_long
+
+
+# --- waiting for the end of a job -----------------------------------------------------------------
+
+
+class Answer:
+    """What Flink's client hands out: a result that is there or not yet."""
+
+    def __init__(self, value: Any, *, done: bool = True) -> None:
+        self._value = value
+        self._done = done
+
+    def done(self) -> bool:
+        return self._done
+
+    def result(self) -> Any:
+        if isinstance(self._value, Exception):
+            raise self._value
+        return self._value
+
+
+class Job:
+    """A job in a time of its own, in which nothing but the pauses and slow answers takes any.
+
+    Attributes:
+        now_s: its time.
+        asked_s: when it was asked for its counters.
+    """
+
+    def __init__(self, ends_s: float, counts_until_s: float, answers_within_s: float) -> None:
+        self.now_s = 0.0
+        self.asked_s: list[float] = []
+        self._ends_s = ends_s
+        self._counts_until_s = counts_until_s
+        self._answers_within_s = answers_within_s
+
+    def get_job_execution_result(self) -> Any:
+        job = self
+
+        class Result(Answer):
+            def done(self) -> bool:
+                return job.now_s >= job._ends_s
+
+        return Result({})
+
+    def get_job_status(self) -> Answer:
+        return Answer(JobStatus.RUNNING)
+
+    def get_accumulators(self) -> Answer:
+        self.asked_s.append(self.now_s)
+        self.now_s += self._answers_within_s
+        if self.now_s > self._counts_until_s:
+            return Answer(RuntimeError("the job has ended"))
+        return Answer({"received": round(self.now_s)})
+
+
+class Seen:
+    """What the progress line is told."""
+
+    def __init__(self) -> None:
+        self.counters: list[dict[str, int]] = []
+
+    def update(self, counters: dict[str, int], checkpoint: Path | None) -> None:
+        self.counters.append(counters)
+
+
+def watched(
+    monkeypatch: pytest.MonkeyPatch,
+    output: Path,
+    ends_s: float,
+    counts_until_s: float = 10**6,
+    answers_within_s: float = 0.0,
+) -> tuple[Job, Seen]:
+    """Wait for the end of a job; time goes on only where the job says so."""
+    job, seen = Job(ends_s, counts_until_s, answers_within_s), Seen()
+
+    def pause() -> None:
+        job.now_s += 0.2
+
+    monkeypatch.setattr(local, "wait_a_moment", pause)
+    monkeypatch.setattr(local.time, "monotonic", lambda: job.now_s)
+    plan = ReadPlan((), split_bytes=100, lanes=1)
+    assert local._wait(job, plan, OutputFolder(output), Interrupt(), seen, None)
+    return job, seen
+
+
+def test_flink_is_asked_once_a_second_and_not_at_each_pause(monkeypatch, output):
+    job, _ = watched(monkeypatch, output, ends_s=10)
+    between = [after - before for before, after in itertools.pairwise(job.asked_s)]
+    assert job.asked_s[0] == 0
+    assert len(between) >= 8
+    assert min(between) >= local._LOOK_EVERY_S - 1e-6
+
+
+def test_slow_answers_are_not_made_up_for(monkeypatch, output):
+    """A Flink that has no time to answer would be asked without a pause."""
+    job, _ = watched(monkeypatch, output, ends_s=60, answers_within_s=5)
+    between = [after - before for before, after in itertools.pairwise(job.asked_s)]
+    assert len(between) >= 8
+    assert min(between) >= 5 + local._LOOK_EVERY_S - 1e-6
+
+
+def test_the_last_counts_stay_when_a_job_no_longer_tells(monkeypatch, output):
+    """It has none while it ends; nothing read would look like a job that has begun anew."""
+    _, seen = watched(monkeypatch, output, ends_s=10, counts_until_s=5.5)
+    counts = [counters["received"] for counters in seen.counters]
+    assert counts == sorted(counts)
+    assert counts[-1] == counts[-3] == 5
