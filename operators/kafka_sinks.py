@@ -9,9 +9,9 @@ from typing import Any, Final
 from pyflink.datastream.connectors import Sink
 from pyflink.datastream.data_stream import DataStream
 from pyflink.java_gateway import get_gateway
-from pyflink.table.types import DataType
 
 from operators.bridge import kafka_lines, kafka_records, kafka_values
+from operators.sinks import Output, Sinks
 
 ENVELOPES: Final = ("dead_letters", "quarantine")
 #: Producers that write many small records want larger batches than Kafka's defaults; what waits is
@@ -26,7 +26,7 @@ _TUNING: Final = {
 
 
 @dataclass(frozen=True)
-class KafkaSinks:
+class KafkaSinks(Sinks):
     """Topics, one or several an output.
 
     Guarantee: exactly once for readers with `isolation.level=read_committed`. Records are written
@@ -48,40 +48,33 @@ class KafkaSinks:
     transactional_id_prefix: str
     transaction_timeout_ms: int
 
-    def add(
-        self,
-        name: str,
-        rows: DataStream,
-        row: DataType,
-        partition_by: tuple[str, ...] = (),
-        parallelism: int = 0,
-    ) -> None:
-        """Write the rows' lines to the topics of this name, see `Sinks.add`."""
-        records = kafka_lines(
-            rows,
-            row,
-            uid=f"{name}-records",
-            topic=self.topics[name],
-            names=partition_by,
-            envelopes=name in ENVELOPES,
-            parallelism=parallelism,
+    def _prepared(self, output: Output) -> DataStream:
+        """One record a line."""
+        return kafka_lines(
+            output.rows,
+            output.row,
+            uid=f"{output.name}-records",
+            topic=self.topics[output.name],
+            names=output.partition_by,
+            envelopes=output.name in ENVELOPES,
+            parallelism=output.parallelism,
         )
-        written = records.sink_to(self._sink(name)).uid(name).name(name)
-        if parallelism:
-            written.set_parallelism(parallelism)
 
-    def _sink(self, name: str) -> Sink:
+    def _sink(self, output: Output) -> Sink:
+        """The topics of the output's name."""
         jvm = get_gateway().jvm
         kafka = jvm.org.apache.flink.connector.kafka.sink
         builder = (
             kafka.KafkaSink.builder()
             .setRecordSerializer(
-                (kafka_records if name in ENVELOPES else kafka_values)(self.topics[name])
+                (kafka_records if output.name in ENVELOPES else kafka_values)(
+                    self.topics[output.name]
+                )
             )
             .setDeliveryGuarantee(
                 jvm.org.apache.flink.connector.base.DeliveryGuarantee.EXACTLY_ONCE
             )
-            .setTransactionalIdPrefix(f"{self.transactional_id_prefix}-{name}")
+            .setTransactionalIdPrefix(f"{self.transactional_id_prefix}-{output.name}")
             # A fixed set of ids: with a new one a checkpoint the broker would remember millions.
             .setTransactionNamingStrategy(kafka.TransactionNamingStrategy.POOLING)
         )

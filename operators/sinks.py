@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pyflink.common import Encoder
+from pyflink.datastream.connectors import Sink
 from pyflink.datastream.connectors.file_system import (
     BucketAssigner,
     FileSink,
@@ -24,7 +25,18 @@ def flink_path(path: Path) -> str:
     return f"file://{path}"
 
 
-class Sinks(Protocol):
+@dataclass(frozen=True)
+class Output:
+    """What goes to one of the outputs, see `Sinks.add`."""
+
+    name: str
+    rows: DataStream
+    row: DataType
+    partition_by: tuple[str, ...]
+    parallelism: int
+
+
+class Sinks(ABC):
     """Where a kind of output goes."""
 
     def add(
@@ -44,10 +56,22 @@ class Sinks(Protocol):
             partition_by: names of the partition fields.
             parallelism: the job's own if 0; 1 where what a checkpoint has must appear together.
         """
+        output = Output(name, rows, row, partition_by, parallelism)
+        written = self._prepared(output).sink_to(self._sink(output)).uid(name).name(name)
+        if parallelism:
+            written.set_parallelism(parallelism)
+
+    @abstractmethod
+    def _prepared(self, output: Output) -> DataStream:
+        """The rows as the sink takes them."""
+
+    @abstractmethod
+    def _sink(self, output: Output) -> Sink:
+        """What writes them."""
 
 
 @dataclass(frozen=True)
-class FileSinks:
+class FileSinks(Sinks):
     """Folders of JSON-lines files below one output folder.
 
     Guarantee: exactly once. Parts are written under hidden names, and renamed when the checkpoint
@@ -62,34 +86,24 @@ class FileSinks:
     block_max_bytes: int
     block_max_age_ms: int
 
-    def add(
-        self,
-        name: str,
-        rows: DataStream,
-        row: DataType,
-        partition_by: tuple[str, ...] = (),
-        parallelism: int = 0,
-    ) -> None:
-        """Write the rows' lines below the folder of this name, see `Sinks.add`."""
-        blocks = join_lines(
-            rows,
-            row,
-            uid=f"{name}-blocks",
+    def _prepared(self, output: Output) -> DataStream:
+        """Blocks of lines."""
+        return join_lines(
+            output.rows,
+            output.row,
+            uid=f"{output.name}-blocks",
             max_records=self.block_max_records,
             max_bytes=self.block_max_bytes,
             max_age_ms=self.block_max_age_ms,
-            partition_fields=len(partition_by),
-            parallelism=parallelism,
+            partition_fields=len(output.partition_by),
+            parallelism=output.parallelism,
         )
-        sink = self._file_sink(self.folder / name, list(partition_by))
-        written = blocks.sink_to(sink).uid(name).name(name)
-        if parallelism:
-            written.set_parallelism(parallelism)
 
-    def _file_sink(self, folder: Path, partition_by: list[str]) -> FileSink:
+    def _sink(self, output: Output) -> Sink:
+        """Files below the folder of the output's name."""
         assigner = (
-            BucketAssigner(partition_folders(partition_by))
-            if partition_by
+            BucketAssigner(partition_folders(list(output.partition_by)))
+            if output.partition_by
             else BucketAssigner.base_path_bucket_assigner()
         )
         rolling = RollingPolicy.default_rolling_policy(
@@ -98,7 +112,7 @@ class FileSinks:
             inactivity_interval=self.rollover_interval_ms,
         )
         return (
-            FileSink.for_row_format(flink_path(folder), Encoder(block_encoder()))
+            FileSink.for_row_format(flink_path(self.folder / output.name), Encoder(block_encoder()))
             .with_bucket_assigner(assigner)
             .with_rolling_policy(rolling)
             .with_bucket_check_interval(self.rollover_interval_ms)
