@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from string import Template
 
-from pyflink.common import Configuration
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
 from bench.measure import kafka_arguments
+from bench.plain import environment, named_statements, run_statements
 from flink_jobs.jars import KAFKA, find_jar
 
 SINK = """'connector' = 'kafka', 'properties.bootstrap.servers' = '{servers}',
@@ -34,30 +34,17 @@ def main() -> int:
     call = kafka_arguments(__doc__).parse_args()
     work = Path(tempfile.mkdtemp(prefix="jvm-sql-"))
     try:
-        tables = StreamTableEnvironment.create(environment(call, work, {}))
+        tables = StreamTableEnvironment.create(kafka_environment(call, work, {}))
         run_statements(tables, statements_of(Path(__file__).with_suffix(".sql"), call))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0
 
 
-def environment(
-    call: argparse.Namespace, work: Path, more: dict[str, str]
+def kafka_environment(
+    call: argparse.Namespace, work: Path, options: dict[str, str]
 ) -> StreamExecutionEnvironment:
-    configuration = Configuration()
-    options = {
-        "parallelism.default": str(call.parallelism),
-        "pipeline.object-reuse": "true",
-        "table.local-time-zone": "UTC",
-        "execution.checkpointing.interval": f"{call.checkpoint_interval_ms} ms",
-        "execution.checkpointing.dir": (work / "checkpoints").as_uri(),
-        "restart-strategy.type": "none",
-        "io.tmp.dirs": str(work),
-        **more,
-    }
-    for name, value in options.items():
-        configuration.set_string(name, value)
-    env = StreamExecutionEnvironment.get_execution_environment(configuration)
+    env = environment(work, call.parallelism, call.checkpoint_interval_ms, options)
     env.add_jars(find_jar(KAFKA, call.jars, {}).url)
     return env
 
@@ -70,19 +57,7 @@ def statements_of(path: Path, call: argparse.Namespace) -> dict[str, str]:
         prefix=call.prefix,
         sink=SINK.format(servers=call.servers),
     )
-    parts = [part.split("\n", 1) for part in filled.split("-- ") if part]
-    return {name: statement.strip() for name, statement in parts}
-
-
-def run_statements(tables: StreamTableEnvironment, statements: dict[str, str]) -> None:
-    """Tables and views in order, then all inserts as one job, to its end."""
-    inserts = tables.create_statement_set()
-    for name, statement in statements.items():
-        if name.startswith("insert "):
-            inserts.add_insert_sql(statement)
-        else:
-            tables.execute_sql(statement)
-    inserts.execute().wait()
+    return named_statements(filled)
 
 
 if __name__ == "__main__":

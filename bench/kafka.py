@@ -20,8 +20,9 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 
+from bench.events import DATA
 from bench.kafka_latency import latency
-from bench.kafka_setup import DATA, Place, place
+from bench.kafka_setup import Place, place
 from bench.kafka_soak import soak
 from bench.measure import Cost, machine
 

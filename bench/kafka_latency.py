@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-from bench.kafka_load import Load, running, wait_for
+from bench.kafka_load import Load, go_on, running, wait_for
 from bench.kafka_setup import PARTITIONS, Place
 
 STARTS_WITHIN_S, ARRIVES_WITHIN_S = 120, 120
@@ -66,9 +66,9 @@ def latency(here: Place, rate: int, seconds: int) -> None:
             each.start()
         committed = arrivals[1].ms
         wait_for("a first committed event", lambda: committed, job, STARTS_WITHIN_S)
-        time.sleep(WARM_UP_S)
+        go_on(job, WARM_UP_S)
         load.remember()
-        time.sleep(seconds)
+        go_on(job, seconds)
         load.stop()
         wait_for(
             "the last event's commit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from bench.kafka_setup import Place, environ
 from flink_jobs.kafka_demo import spread as skewed
+from flink_jobs.output import wait_a_moment
 from operators.rules.times import iso_utc_ms
 
 STOPS_WITHIN_S = 120
@@ -108,11 +108,21 @@ def state_folder(here: Place) -> Path:
 def wait_for(what: str, condition: Any, process: subprocess.Popen[Any], within_s: float) -> None:
     """Poll until a condition holds; the job must not end before."""
     deadline = time.monotonic() + within_s
-    for _ in itertools.count():
-        if condition():
-            return
-        if process.poll() is not None:
-            raise SystemExit(f"the job ended with exit code {process.returncode}")
+    while not condition():
+        _refuse_end(process)
         if time.monotonic() > deadline:
             raise SystemExit(f"not within {within_s:g} s: {what}")
-        time.sleep(0.2)
+        wait_a_moment()
+
+
+def go_on(process: subprocess.Popen[Any], seconds: float) -> None:
+    """Let the job run for so long; it must not end before."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        _refuse_end(process)
+        wait_a_moment()
+
+
+def _refuse_end(process: subprocess.Popen[Any]) -> None:
+    if process.poll() is not None:
+        raise SystemExit(f"the job ended with exit code {process.returncode}")

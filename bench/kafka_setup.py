@@ -9,34 +9,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
 from confluent_kafka.admin import AdminClient
 
+from bench.events import events_file
 from bench.measure import Cost, all_processes, cost_of
 from flink_jobs.broker import Broker
-from flink_jobs.generate import generate
 from flink_jobs.kafka_demo import spread as skewed
+from flink_jobs.settings import SinkSettings
 from flink_jobs.topics import Topics
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE / "data"
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-DISORDER_S, SEED, BAD_RATE = 300, 42, 0.02
 PARTITIONS = 4
 WITHIN_S = 30
 #: A broker of its own cores would have its own: a little more room, and compiled code.
 BROKER_JVM = ("-Xms512m", "-Xmx1g", "-XX:+UseSerialGC")
-OUTPUTS = {
-    "processed_events": "processed-events",
-    "user_windows": "user-windows",
-    "late_events": "late-events",
-    "dead_letters": "dlq-{queue}",
-    "quarantine": "quarantine-{reason}",
-    "ledger": "ledger",
-}
+TOPICS = SinkSettings().topics()
 #: What the programs without a start of their own write to.
 PLAIN_OUTPUTS = ("processed-events", "user-windows", "dead-letters", "quarantine")
 
@@ -57,7 +47,7 @@ class Place:
 
     def load(self, events: int, users: int) -> str:
         """A skewed topic of generated events."""
-        file = events_file(events, users)
+        file = events_file(events, users=users)
         name = f"events-{events}-{users}"
         self.topics.create(name, PARTITIONS)
         with file.open("rb") as lines:
@@ -95,7 +85,7 @@ class Place:
 
     def settings(self, prefix: str, topic: str, end: str = "latest", more: str = "") -> Path:
         """A settings file of Breakwater's job."""
-        outputs = "".join(f'{name}_topic = "{prefix}-{t}"\n' for name, t in OUTPUTS.items())
+        outputs = "".join(f'{name}_topic = "{prefix}-{of}"\n' for name, of in TOPICS.items())
         file = self.folder / f"{prefix}.toml"
         file.write_text(
             f"parallelism = {self.parallelism}\n"
@@ -150,15 +140,6 @@ def place(folder: Path, parallelism: int, checkpoint_interval_ms: int) -> Iterat
     finally:
         broker.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def events_file(n: int, users: int, bad_rate: float = BAD_RATE) -> Path:
-    """The input, made once."""
-    DATA.mkdir(exist_ok=True)
-    path = DATA / f"events-{n}-{users}-{bad_rate:g}.jsonl"
-    if not path.exists():
-        generate(n, bad_rate, DISORDER_S, users, SEED, START, path)
-    return path
 
 
 def environ() -> dict[str, str]:

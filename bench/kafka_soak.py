@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from bench.kafka_load import Load, running, state_folder, wait_for
+from bench.kafka_load import Load, go_on, running, state_folder, wait_for
 from bench.kafka_setup import PARTITIONS, Place
 from bench.measure import all_processes
 
@@ -29,9 +29,7 @@ def soak(here: Place, rate: int, minutes: float, warm_up_s: float) -> None:
         ends = time.monotonic() + warm_up_s + minutes * 60
         begins = time.monotonic() + warm_up_s
         while time.monotonic() < ends:
-            time.sleep(LOOK_EVERY_S)
-            if job.poll() is not None:
-                raise SystemExit(f"the job ended with exit code {job.returncode}")
+            go_on(job, LOOK_EVERY_S)
             if time.monotonic() >= begins:
                 looks.append(memory_mb(job.pid, here.broker.pid) | state_mb(state_folder(here)))
         load.stop()

@@ -17,22 +17,18 @@ import shutil
 import statistics
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
 
-from flink_jobs.generate import generate
 from udfs.ecommerce import EcommerceEvent
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from bench.events import DATA, events_file
 from bench.measure import Cost, cost_of, machine, spread
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE / "data"
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-DISORDER_S, USERS, SEED = 300, 1000, 42
 TINY = 1000
 
 
@@ -50,7 +46,7 @@ def main() -> int:
 
 def compare(events: int, parallelism: int, repeat: int) -> None:
     """Tables 1 and 3."""
-    source = events_file(events, 0.02)
+    source = events_file(events)
     ours, theirs = [], []
     for _ in range(repeat):
         ours.append(apart(breakwater, source, parallelism))
@@ -88,7 +84,7 @@ def bad_rates(events: int, parallelism: int) -> None:
     print("\n| bad records | events | without start-up s | records/s | CPU us a record |")
     print("|---|---|---|---|---|")
     for rate, n in ((0.0, events), (0.02, events), (1.0, events // 4)):
-        _, cost = apart(breakwater, events_file(n, rate), parallelism)
+        _, cost = apart(breakwater, events_file(n, bad_rate=rate), parallelism)
         print(
             f"| {rate:.0%} | {n:,} | {cost.wall_s:.1f} | {n / cost.wall_s:,.0f} "
             f"| {cost.cpu_s / n * 1e6:.1f} |"
@@ -97,7 +93,7 @@ def bad_rates(events: int, parallelism: int) -> None:
 
 def apart(program: list[str], source: Path, parallelism: int) -> tuple[Cost, Cost]:
     """Start-up, and the run on the source without it."""
-    start = measured(program, events_file(TINY, 0.02), parallelism)
+    start = measured(program, events_file(TINY), parallelism)
     return start, measured(program, source, parallelism) - start
 
 
@@ -113,15 +109,6 @@ def measured(program: list[str], source: Path, parallelism: int) -> Cost:
     cost = cost_of([*program, *call])
     shutil.rmtree(output, ignore_errors=True)
     return cost
-
-
-def events_file(n: int, bad_rate: float) -> Path:
-    """The input, made once."""
-    DATA.mkdir(exist_ok=True)
-    path = DATA / f"events-{n}-{bad_rate:g}.jsonl"
-    if not path.exists():
-        generate(n, bad_rate, DISORDER_S, USERS, SEED, START, path)
-    return path
 
 
 def msgspec_loop(source: Path) -> float:

@@ -39,9 +39,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pyflink.common import Configuration, Row, Types, WatermarkStrategy
+from pyflink.common import Row, Types, WatermarkStrategy
 from pyflink.datastream import OutputTag, ProcessFunction, StreamExecutionEnvironment
 from pyflink.datastream.connectors.file_system import FileSource, StreamFormat
+from pyflink.datastream.data_stream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
 from operators.rules.contract import load_contract
@@ -51,8 +52,13 @@ from operators.rules.poison import PoisonRules
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 from operators.rules.verdict import Judge, Rejection
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from bench.plain import environment, named_statements, run_statements
+
 STARTED = time.time()
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLE_SIZE, CHECKPOINT_INTERVAL_MS = 10_000, 5000
 MAX_RECORD_BYTES = 1_048_576
 MAX_FUTURE_SKEW_MS = 300_000
 PAYLOAD_LIMIT_BYTES = 65_536
@@ -142,7 +148,7 @@ def main() -> int:
     parser.add_argument("--input", type=Path, required=True, help="JSON lines: a file or a folder")
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--parallelism", type=int, default=2)
-    parser.add_argument("--bundle-size", type=int, default=10_000)
+    parser.add_argument("--bundle-size", type=int, default=BUNDLE_SIZE)
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="any Flink option"
     )
@@ -163,8 +169,9 @@ def measure(call: argparse.Namespace, work: Path) -> dict[str, Any]:
     prepare_process(work)
     (work / "ready").mkdir()
     options = dict(option.split("=", 1) for option in call.set)
-    env = environment(call.parallelism, call.bundle_size, work, options)
-    define_workflow(env, call.input, call.output, work / "ready", not call.no_rebalance).wait()
+    options = {**python_options(call.bundle_size), **options}
+    env = environment(work, call.parallelism, CHECKPOINT_INTERVAL_MS, options)
+    run_to_the_end(env, call.input, call.output, work / "ready", not call.no_rebalance)
     wall_s = time.time() - STARTED
     ready = [float(file.read_text()) for file in (work / "ready").iterdir()]
     counts = {name: count_lines(call.output / name) for name in OUTPUTS}
@@ -187,41 +194,33 @@ def prepare_process(work: Path) -> None:
     tempfile.tempdir = str(work)
 
 
-def environment(
-    parallelism: int, bundle_size: int, work: Path, options: dict[str, str]
-) -> StreamExecutionEnvironment:
-    configuration = Configuration()
-    settings = {
-        "parallelism.default": str(parallelism),
+def python_options(bundle_size: int) -> dict[str, str]:
+    """The Flink options of a job with Python steps."""
+    return {
         "python.executable": sys.executable,
         "python.client.executable": sys.executable,
         "python.fn-execution.bundle.size": str(bundle_size),
         "python.fn-execution.bundle.time": "1000",
-        "pipeline.object-reuse": "true",
-        "table.local-time-zone": "UTC",
-        "execution.checkpointing.interval": "5 s",
-        "execution.checkpointing.dir": (work / "checkpoints").as_uri(),
-        "restart-strategy.type": "none",
-        "io.tmp.dirs": str(work),
-        **options,
     }
-    for name, value in settings.items():
-        configuration.set_string(name, value)
-    return StreamExecutionEnvironment.get_execution_environment(configuration)
 
 
-def define_workflow(
+def run_to_the_end(
     env: StreamExecutionEnvironment, source: Path, output: Path, ready: Path, rebalance: bool
-) -> Any:
-    """Lines to events, rejected records to their sinks, events to windows; starts the job."""
+) -> None:
+    """Lines to events, rejected records to their sinks, events to windows."""
     tables = StreamTableEnvironment.create(env)
     files = FileSource.for_record_stream_format(
         StreamFormat.text_line_format(), source.resolve().as_uri()
     )
     lines = env.from_source(files.build(), WatermarkStrategy.no_watermarks(), "lines")
     # One file is one split, read by one subtask: without this one worker would do all the work.
-    spread = lines.rebalance() if rebalance else lines
-    events = spread.process(Validate(str(ready)), EVENT).name("validate")
+    add_views(tables, lines.rebalance() if rebalance else lines, ready)
+    run_statements(tables, statements_of(output))
+
+
+def add_views(tables: StreamTableEnvironment, lines: DataStream, ready: Path) -> None:
+    """Lines to what the statements read: events, and what is turned away."""
+    events = lines.process(Validate(str(ready)), EVENT).name("validate")
     watermarked = (
         Schema.new_builder()
         .column("user_id", "STRING")
@@ -237,25 +236,13 @@ def define_workflow(
     for name, tag in (("rejected_dead", DEAD_LETTERS), ("rejected_poison", QUARANTINE)):
         rejected = tables.from_data_stream(events.get_side_output(tag))
         tables.create_temporary_view(name, rejected)
-    return insert_all(tables, output)
-
-
-def insert_all(tables: StreamTableEnvironment, output: Path) -> Any:
-    statements = statements_of(output)
-    for name in OUTPUTS:
-        tables.execute_sql(statements[name])
-    inserts = tables.create_statement_set()
-    for name in OUTPUTS:
-        inserts.add_insert_sql(statements[f"insert {name}"])
-    return inserts.execute()
 
 
 def statements_of(output: Path) -> dict[str, str]:
     """The statements of the SQL file beside this one, by the comment above each."""
     text = Path(__file__).with_suffix(".sql").read_text()
     filled = Template(text).substitute(output=output.resolve().as_uri(), rolling=ROLLING)
-    parts = [part.split("\n", 1) for part in filled.split("-- ") if part]
-    return {name: statement.strip() for name, statement in parts}
+    return named_statements(filled)
 
 
 def count_lines(path: Path) -> int:
@@ -270,7 +257,6 @@ def count_lines(path: Path) -> int:
 if __name__ == "__main__":
     # What lies in __main__ is pickled into the workers with all it refers to (T6); they import
     # this file by its name instead.
-    sys.path[0] = str(ROOT)
     from bench.record_at_a_time import main as imported_main
 
     sys.exit(imported_main())

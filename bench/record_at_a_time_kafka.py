@@ -21,11 +21,12 @@ from pyflink.common import WatermarkStrategy
 from pyflink.common.serialization import SimpleStringSchema
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.datastream.connectors.kafka import KafkaOffsetsInitializer, KafkaSource
-from pyflink.table import Schema, StreamTableEnvironment
+from pyflink.table import StreamTableEnvironment
 
-from bench.jvm_sql import environment, run_statements, statements_of
+from bench.jvm_sql import kafka_environment, statements_of
 from bench.measure import kafka_arguments
-from bench.record_at_a_time import DEAD_LETTERS, EVENT, QUARANTINE, Validate, prepare_process
+from bench.plain import run_statements
+from bench.record_at_a_time import BUNDLE_SIZE, add_views, prepare_process, python_options
 
 
 def main() -> int:
@@ -34,13 +35,8 @@ def main() -> int:
     try:
         prepare_process(work)
         (work / "ready").mkdir()
-        options = {
-            "python.executable": sys.executable,
-            "python.client.executable": sys.executable,
-            "python.fn-execution.bundle.size": "10000",
-            "python.fn-execution.bundle.time": "1000",
-        }
-        run_to_the_end(environment(call, work, options), call, work / "ready")
+        env = kafka_environment(call, work, python_options(BUNDLE_SIZE))
+        run_to_the_end(env, call, work / "ready")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0
@@ -60,22 +56,7 @@ def run_to_the_end(env: StreamExecutionEnvironment, call: argparse.Namespace, re
         .build()
     )
     lines = env.from_source(source, WatermarkStrategy.no_watermarks(), "records")
-    events = lines.process(Validate(str(ready)), EVENT).name("validate")
-    watermarked = (
-        Schema.new_builder()
-        .column("user_id", "STRING")
-        .column("product_id", "STRING")
-        .column("action", "STRING")
-        .column("price", "DOUBLE")
-        .column("event_ms", "BIGINT")
-        .column_by_expression("event_time", "TO_TIMESTAMP_LTZ(event_ms, 3)")
-        .watermark("event_time", "event_time - INTERVAL '10' MINUTE")
-        .build()
-    )
-    tables.create_temporary_view("events", tables.from_data_stream(events, watermarked))
-    for name, tag in (("rejected_dead", DEAD_LETTERS), ("rejected_poison", QUARANTINE)):
-        rejected = tables.from_data_stream(events.get_side_output(tag))
-        tables.create_temporary_view(name, rejected)
+    add_views(tables, lines, ready)
     run_statements(tables, statements_of(Path(__file__).with_suffix(".sql"), call))
 
 

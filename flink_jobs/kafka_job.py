@@ -27,7 +27,6 @@ from flink_jobs.here import run_here
 from flink_jobs.jars import KAFKA, Jar, find_jar
 from flink_jobs.kafka_admin import SHADED, KafkaAdmin, KafkaError
 from flink_jobs.main import define_workflow, flink_options, intake_rules
-from flink_jobs.output import OUTPUTS
 from flink_jobs.settings import Settings, load_settings
 from operators.intake import UNREADABLE, IntakeRules
 from operators.kafka_sinks import KafkaSinks
@@ -192,7 +191,7 @@ def output_topics(settings: Settings) -> dict[str, list[str]]:
     poison = settings.poison.rules()
     reasons = {EMPTY_MESSAGE, OVERSIZED, NULL_BYTES, INVALID_JSON, UNREADABLE}
     reasons |= {pattern.reason for pattern in poison.patterns} | poison.violations
-    templates = topic_templates(settings)
+    templates = settings.sink.topics()
     return {
         **{output: [template] for output, template in templates.items()},
         "dead_letters": sorted(
@@ -204,11 +203,6 @@ def output_topics(settings: Settings) -> dict[str, list[str]]:
         ),
         "quarantine": sorted(_filled(templates["quarantine"], reason=each) for each in reasons),
     }
-
-
-def topic_templates(settings: Settings) -> dict[str, str]:
-    """The setting of each output."""
-    return {output: getattr(settings.sink, f"{output}_topic") for output in OUTPUTS}
 
 
 def _filled(template: str, **values: str) -> str:
@@ -299,7 +293,7 @@ def kafka_sinks(settings: Settings) -> KafkaSinks:
             **client_properties(settings),
             **{name: shaded(value) for name, value in settings.sink.properties.items()},
         },
-        topics=topic_templates(settings),
+        topics=settings.sink.topics(),
         transactional_id_prefix=settings.sink.transactional_id_prefix,
         transaction_timeout_ms=settings.sink.transaction_timeout_ms,
     )

@@ -305,6 +305,11 @@ class SinkSettings(_Table):
         default={}, description="any property of Kafka's producer, over those of kafka.properties"
     )
 
+    def topics(self) -> dict[str, str]:
+        """The topic of each output; ``{names}`` in it stand for several."""
+        names = [name for name in type(self).model_fields if name.endswith("_topic")]
+        return {name.removesuffix("_topic"): getattr(self, name) for name in names}
+
 
 class Settings(BaseSettings):
     """Everything that can be set. Made by hand it reads no environment: `load_settings` does."""

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from flink_jobs.output import OUTPUTS
 from flink_jobs.settings import (
     ContractSettings,
     Settings,
     SettingsError,
+    SinkSettings,
     load_settings,
     settings_table,
 )
@@ -260,6 +262,20 @@ def test_what_the_settings_name_is_tried_at_start(config, toml, told):
 def test_a_contract_from_a_variable_is_looked_for_there(config):
     message = refusal(config, environ={"BREAKWATER_CONTRACT__KEY": "usr"})
     assert message.startswith("BREAKWATER_CONTRACT__*: ")
+
+
+def test_every_output_has_its_topic():
+    """Their names are said in the README: users read them."""
+    topics = SinkSettings(ledger_topic="books").topics()
+    assert list(topics) == list(OUTPUTS)
+    assert list(topics.values()) == [
+        "processed-events",
+        "user-windows",
+        "late-events",
+        "dlq-{queue}",
+        "quarantine-{reason}",
+        "books",
+    ]
 
 
 def test_the_table_lists_every_setting_once_with_a_description():
