@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from flink_jobs.broker import Broker
-from flink_jobs.jars import KAFKA, JarError, broker_class_path, find_jar
+from flink_jobs.jars import KAFKA, Jar, JarError, broker_class_path, find_jar
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,11 +29,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
 
 
 @pytest.fixture(scope="session")
-def jars() -> None:
+def kafka_jar() -> Jar:
+    """Flink's Kafka connector."""
+    with _skipped_without():
+        return find_jar(KAFKA, "", {})
+
+
+@pytest.fixture(scope="session")
+def jars(kafka_jar: Jar) -> None:
     """The jars that tests with a broker need."""
-    try:
+    with _skipped_without():
         broker_class_path()
-        find_jar(KAFKA, "", {})
+
+
+@contextmanager
+def _skipped_without() -> Iterator[None]:
+    try:
+        yield
     except JarError as error:
         pytest.skip(str(error))
 

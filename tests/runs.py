@@ -89,8 +89,15 @@ def started(
         env={**os.environ, **(env or {})},
         start_new_session=True,
     )
-    try:
+    with ending(process):
         yield process
+
+
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process that has not ended by itself."""
+    try:
+        yield
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

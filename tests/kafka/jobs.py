@@ -25,7 +25,8 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from flink_jobs.broker import Broker
-from tests.runs import settings_file, wait_until
+from flink_jobs.settings import SinkSettings
+from tests.runs import ending, python_workers, settings_file, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_ENDS_WITHIN_S = 240
@@ -40,14 +41,7 @@ READ_COMMITTED = {
     "isolation.level": "read_committed",
     "enable.auto.commit": False,
 }
-OUTPUTS = {
-    "processed_events": "processed-events",
-    "user_windows": "user-windows",
-    "late_events": "late-events",
-    "dead_letters": "dlq-{queue}",
-    "quarantine": "quarantine-{reason}",
-    "ledger": "ledger",
-}
+OUTPUTS = SinkSettings().topics()
 
 
 @dataclass(frozen=True)
@@ -227,9 +221,22 @@ class Kafka:
             self.command(config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             cwd=ROOT, env={**os.environ, **SHORT},
         )  # fmt: skip
-        try:
+        with ending(process):
             yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=RUN_ENDS_WITHIN_S)
+
+    def checkpoint(self) -> int:
+        """The number of the newest complete checkpoint: Flink goes on counting after a restart."""
+        found = (self.folder / "state").glob(".breakwater/checkpoints/*/chk-*/_metadata")
+        return max((int(path.parent.name.removeprefix("chk-")) for path in found), default=0)
+
+    def run_with_killed_workers(self, config: Path) -> None:
+        """Run the job to its end; in the middle, its Python workers are killed."""
+        with self.started(config) as job:
+            wait_until("a checkpoint", lambda: self.checkpoint() >= 2)
+            workers = python_workers(job.pid)
+            assert workers, "no worker was found"
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
+            assert job.returncode == 0, said
+        self.settle()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import uuid
 from pathlib import Path
@@ -13,7 +12,7 @@ from flink_jobs.broker import Broker
 from tests.kafka.jobs import RUN_ENDS_WITHIN_S, Kafka
 from tests.kafka.recount import CLOSER, all_windows_are_there, assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, event, lines, skewed
-from tests.runs import python_workers, wait_until
+from tests.runs import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
@@ -28,12 +27,6 @@ def filled(own_broker: Broker, tmp_path: Path) -> Kafka:
     return kafka
 
 
-def checkpoints(kafka: Kafka) -> int:
-    """The number of the newest complete checkpoint: Flink goes on counting after a restart."""
-    found = (kafka.folder / "state").glob(".breakwater/checkpoints/*/chk-*/_metadata")
-    return max((int(path.parent.name.removeprefix("chk-")) for path in found), default=0)
-
-
 def test_a_killed_driver_goes_on_from_its_checkpoint(filled: Kafka) -> None:
     """Twice: the second time it was already a run that went on from a checkpoint."""
     filled.send(filled.topic("in"), [(p, event(CLOSER, 7200)) for p in range(4)])
@@ -41,7 +34,7 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(filled: Kafka) -> None:
     config = filled.settings(kafka={"end": "never"})
     for more in (1, 2):
         with filled.started(config) as job:
-            wait_until("new checkpoints", lambda n=more: checkpoints(filled) >= n * 2)
+            wait_until("new checkpoints", lambda n=more: filled.checkpoint() >= n * 2)
             job.send_signal(signal.SIGKILL)
     before = len(filled.output("processed_events"))
     assert before < RECORDS * 0.9, "all was done before it was killed: this tests nothing"
@@ -56,7 +49,7 @@ def test_a_run_that_ends_is_not_taken_up_again_since_it_would_never_end(filled: 
     """FLINK-31006; when Flink's Kafka source has it mended, this guard can go."""
     config = filled.settings()
     with filled.started(config) as job:
-        wait_until("a checkpoint", lambda: checkpoints(filled) >= 1)
+        wait_until("a checkpoint", lambda: filled.checkpoint() >= 1)
         job.send_signal(signal.SIGKILL)
     ended = filled.run(config)
     assert ended.returncode == 1
@@ -64,21 +57,13 @@ def test_a_run_that_ends_is_not_taken_up_again_since_it_would_never_end(filled: 
 
 
 def test_a_killed_worker_costs_nothing(filled: Kafka) -> None:
-    with filled.started(filled.settings()) as job:
-        wait_until("a checkpoint", lambda: checkpoints(filled) >= 2)
-        workers = python_workers(job.pid)
-        assert workers, "no worker was found"
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
-        said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
-        assert job.returncode == 0, said
-    filled.settle()
+    filled.run_with_killed_workers(filled.settings())
     assert assert_topics_are_right(filled, expect(filled.sent)) > 0
 
 
 def test_a_killed_broker_that_comes_back_on_the_same_log_costs_nothing(filled: Kafka) -> None:
     with filled.started(filled.settings()) as job:
-        wait_until("a checkpoint", lambda: checkpoints(filled) >= 2)
+        wait_until("a checkpoint", lambda: filled.checkpoint() >= 2)
         filled.broker.kill()
         assert job.poll() is None, "the run was over before the broker was killed"
         filled.broker.start()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import uuid
 from collections import Counter
 from dataclasses import dataclass
@@ -16,11 +14,11 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from flink_jobs.broker import Broker
-from tests.kafka.jobs import CLIENT_WITHIN_S, RUN_ENDS_WITHIN_S, Kafka
+from tests.kafka.jobs import CLIENT_WITHIN_S, Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, event, lines, skewed
-from tests.kafka.test_kafka_recovery import RECORDS, checkpoints
-from tests.runs import python_workers, run, wait_until
+from tests.kafka.test_kafka_recovery import RECORDS
+from tests.runs import run, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
@@ -138,15 +136,7 @@ def done(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Don
     kafka = Kafka(shared_broker, f"t{uuid.uuid4().hex[:8]}", folder)
     kafka.send(kafka.create("in"), skewed(lines(folder, RECORDS, BEYOND_THE_DELAY_S)))
     config = kafka.settings()
-    with kafka.started(config) as job:
-        wait_until("a checkpoint", lambda: checkpoints(kafka) >= 2)
-        workers = python_workers(job.pid)
-        assert workers, "no worker was found"
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
-        said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
-        assert job.returncode == 0, said
-    kafka.settle()
+    kafka.run_with_killed_workers(config)
     assert assert_topics_are_right(kafka, expect(kafka.sent)) > 0
     return Done(kafka, config)
 

@@ -47,3 +47,13 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., An
     from pyflink.java_gateway import get_gateway
 
     get_gateway().shutdown()
+
+
+@pytest.fixture
+def committing(flink: Callable[..., Any], tmp_path: Path) -> Any:
+    """An environment whose sinks commit often, an element of Python at a time."""
+    return flink(
+        execution_checkpointing_interval="200 ms",
+        execution_checkpointing_dir=(tmp_path / "checkpoints").as_uri(),
+        python_fn___execution_bundle_size="1",
+    )

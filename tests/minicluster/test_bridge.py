@@ -177,15 +177,6 @@ def gate(
     return on_time, sorted(too_late)
 
 
-@pytest.fixture
-def committing(flink: Flink, tmp_path: Path) -> Any:
-    return flink(
-        execution_checkpointing_interval="200 ms",
-        execution_checkpointing_dir=(tmp_path / "checkpoints").as_uri(),
-        python_fn___execution_bundle_size="1",
-    )
-
-
 def file(name: str, split: int, newest: int, last: bool = True) -> list[Progress]:
     return [Progress(name, split, last, 1, newest)]
 

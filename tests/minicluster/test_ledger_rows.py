@@ -13,19 +13,10 @@ from operators import bridge
 from operators.origin import MAX_SPANS
 from operators.sinks import FileSinks
 from tests.minicluster.steps import AT_MS, Play
-from tests.minicluster.test_bridge import Flink, gate, numbers, topic
+from tests.minicluster.test_bridge import gate, numbers, topic
 from tests.oracle import rows
 
 pytestmark = pytest.mark.minicluster
-
-
-@pytest.fixture
-def committing(flink: Flink, tmp_path: Path) -> Any:
-    return flink(
-        execution_checkpointing_interval="200 ms",
-        execution_checkpointing_dir=(tmp_path / "checkpoints").as_uri(),
-        python_fn___execution_bundle_size="1",
-    )
 
 
 def books(env: Any, folder: Path, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,12 +13,13 @@ from pyflink.datastream import OutputTag
 
 import operators.outgoing
 from flink_jobs.files import line_limits
-from flink_jobs.main import define_workflow, flink_options, intake_rules, windows_sql
+from flink_jobs.main import define_workflow, intake_rules, windows_sql
 from flink_jobs.settings import load_settings
 from operators import bridge
 from operators.file_source import FileSource
 from operators.rules.splits import InputFile, ReadPlan
 from operators.sinks import FileSinks
+from tests.minicluster.flow import environment, parallelism, pickled, steps_of, uids
 
 pytestmark = pytest.mark.minicluster
 
@@ -30,8 +30,7 @@ GOLDEN = Path(__file__).with_name("uids.txt")
 def transformations(flink: Callable[..., Any], tmp_path: Path) -> list[Any]:
     """Every step of the main job, sources first."""
     settings = load_settings(None, {"parallelism": 3}, {})
-    env = flink(**{name.replace("-", "___").replace(".", "_"): value
-                   for name, value in flink_options(settings).items()})  # fmt: skip
+    env = environment(flink, settings)
     plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
     sinks = FileSinks(tmp_path, 10**8, 60_000, 2048, 10**6, 200)
     define_workflow(
@@ -42,30 +41,12 @@ def transformations(flink: Callable[..., Any], tmp_path: Path) -> list[Any]:
         rules=intake_rules(settings),
         windows=settings.windows,
     )
-    found: dict[int, Any] = {}
-    for step in env._j_stream_execution_environment.getTransformations():
-        for each in walk(step):
-            found[each.getId()] = each
-    # Flink refuses steps without a uid here, with pipeline.auto-generate-uids=false.
-    env._j_stream_execution_environment.getStreamGraph(False)
-    return [found[i] for i in sorted(found)]
-
-
-def walk(step: Any) -> Iterator[Any]:
-    for above in step.getInputs():
-        yield from walk(above)
-    yield step
+    return steps_of(env)
 
 
 def test_uids_and_names_are_those_of_the_golden_list(transformations: list[Any]) -> None:
     """A savepoint finds its state by them: a change here is a decision, seen in a diff."""
-    lines = [
-        # Flink numbers the SQL steps by order of translation; their uids do without.
-        f"{step.getUid()} | {re.sub(r'[[][0-9]+[]]', '', step.getName())}"
-        for step in transformations
-        if step.getUid() is not None
-    ]
-    assert "\n".join(sorted(lines)) + "\n" == GOLDEN.read_text()
+    assert uids(transformations) == GOLDEN.read_text()
 
 
 def test_every_step_that_can_hold_state_has_a_uid(transformations: list[Any]) -> None:
@@ -74,8 +55,7 @@ def test_every_step_that_can_hold_state_has_a_uid(transformations: list[Any]) ->
 
 
 def test_no_stream_is_pickled(transformations: list[Any]) -> None:
-    types = {step.getName(): str(step.getOutputType()) for step in transformations}
-    assert not {name: t for name, t in types.items() if "Pickled" in t or "GenericType" in t}
+    assert pickled(transformations) == {}
 
 
 def test_every_output_tag_has_a_consumer(transformations: list[Any]) -> None:
@@ -97,17 +77,17 @@ def output_tags(module: ModuleType) -> list[OutputTag]:
 def test_readers_keep_their_number_and_the_watermark_has_one_place(
     transformations: list[Any],
 ) -> None:
-    parallelism = {step.getUid(): step.getParallelism() for step in transformations}
-    assert {parallelism[u] for u in ("tickets", "intake")} == {2}
-    assert parallelism["marks"] == 1
-    assert parallelism["gate"] == 1
+    subtasks = parallelism(transformations)
+    assert {subtasks[u] for u in ("tickets", "intake")} == {2}
+    assert subtasks["marks"] == 1
+    assert subtasks["gate"] == 1
 
 
 def test_one_task_closes_the_books_and_one_writes_them(transformations: list[Any]) -> None:
     """So the rows of a checkpoint appear together."""
-    parallelism = {step.getUid(): step.getParallelism() for step in transformations}
-    assert {parallelism[u] for u in ("books", "ledger-blocks", "ledger")} == {1}
-    assert parallelism["late_events"] == 3
+    subtasks = parallelism(transformations)
+    assert {subtasks[u] for u in ("books", "ledger-blocks", "ledger")} == {1}
+    assert subtasks["late_events"] == 3
 
 
 def test_windows_are_as_long_as_the_settings_say(flink: Callable[..., Any]) -> None:
