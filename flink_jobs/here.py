@@ -31,6 +31,7 @@ def run_here(
     advice: str | None = None,
     *,
     for_long: bool = True,
+    at_end: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a job on this machine whose input and output are elsewhere, until it ends or Ctrl-C.
 
@@ -39,6 +40,7 @@ def run_here(
         start: starts the job with the Flink options that this place needs.
         advice: what to say when it was stopped; how to go on, if it is not given.
         for_long: whether it runs long enough for Java to compile for its peak: half a minute.
+        at_end: called when the job has come to its end, while Java is still there.
 
     Returns:
         0 when the job came to its end, 1 when it was interrupted.
@@ -61,6 +63,7 @@ def run_here(
             with one_line("the job did not start"):
                 job = start(local_options(folder, tmp, folder.newest_checkpoint()))
             if _wait(job, folder, interrupt, status if console.is_terminal else None):
+                at_end()
                 return 0
     if advice is None:
         advice = f"stopped; nothing is lost: start it again to go on (state: {folder.root})"

@@ -38,11 +38,13 @@ from flink_jobs.java import find_java
 from flink_jobs.report import Report
 from flink_jobs.settings import Settings
 from flink_jobs.topics import Topics
-from operators.rules.ledger import Counts, differences, read_book
+from operators.rules.ledger import Counts, differences
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
     from pyflink.common import JobClient
+
+    from flink_jobs.audit import Audit
 
 INPUT: Final = "ecommerce-events"
 #: Of a hundred records so many go to each partition: topics are not even, and no event may be late
@@ -146,15 +148,22 @@ def _demo(
         soft_wrap=True,
     )
     settings = demo_settings(servers)
+    ended: list[tuple[float, Audit]] = []
     began = time.monotonic()
-    code = run_here(folder / "state", _starter(settings, jar), advice="", for_long=False)
-    wall_s = time.monotonic() - began
+    code = run_here(
+        folder / "state",
+        _starter(settings, jar),
+        advice="",
+        for_long=False,
+        at_end=lambda: ended.append((time.monotonic() - began, _audit(topics, settings, jar))),
+    )
     if code:
         return code
+    ((wall_s, audit),) = ended
     read = read_outputs(topics, settings)
-    book = read_book(read.ledger)
-    problems = [*book.imbalances(), *differences(book.total, read.counts())]
-    report = Report.of(book.total, problems, events, wall_s)
+    counts = audit.book.total
+    problems = [*audit.problems, *differences(counts, read.counts())]
+    report = Report.of(counts, problems, events, wall_s)
     report.print_table(console, f"topics on {servers}; some of it:")
     read.print_samples(console)
     return 0 if report.balanced else FAILED
@@ -200,18 +209,27 @@ def _starter(settings: Settings, jar: Jar) -> Any:
 # --- what is there afterwards ---------------------------------------------------------------------
 
 
+def _audit(topics: Topics, settings: Settings, jar: Jar) -> Audit:
+    """What `breakwater ledger` says, in the job's own Java process."""
+    from flink_jobs.audit import audit_topics  # noqa: PLC0415 - Java starts in its own place
+    from flink_jobs.kafka_job import client_properties  # noqa: PLC0415
+    from flink_jobs.topic_reader import connected  # noqa: PLC0415
+
+    topics.settle([settings.sink.ledger_topic])
+    with connected(client_properties(settings), jar) as committed:
+        return audit_topics(committed, settings.sink.ledger_topic, settings)
+
+
 @dataclass
 class Read:
     """What the output topics hold: counted on its own, and some of it.
 
     Attributes:
-        ledger: the rows that the job has counted itself.
         numbers: records by output; the events of all windows are `windowed`.
         kinds: dead letters and quarantined records by their reason.
         samples: the first few records by output.
     """
 
-    ledger: list[bytes] = field(default_factory=list)
     numbers: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
     samples: dict[str, list[Message]] = field(default_factory=dict)
@@ -219,9 +237,7 @@ class Read:
     def add(self, output: str, message: Message) -> None:
         """Take in a record."""
         self.numbers[output] += 1
-        if output == "ledger":
-            self.ledger.append(message.value())
-        elif output == "user_windows":
+        if output == "user_windows":
             self.numbers["windowed"] += msgspec.json.decode(message.value())["event_count"]
         elif output in ("dead_letters", "quarantine"):
             kind = headers_of(message)["breakwater-error-type"]
@@ -253,10 +269,11 @@ class Read:
 
 
 def read_outputs(topics: Topics, settings: Settings) -> Read:
-    """Read all that the job has committed."""
+    """Read all that the job has committed but its ledger: a count that has nothing of the job's."""
     from flink_jobs.kafka_job import output_topics  # noqa: PLC0415 - PyFlink takes seconds
 
     names = output_topics(settings)
+    del names["ledger"]
     topics.settle(itertools.chain.from_iterable(names.values()))
     read = Read()
     for output, of_output in names.items():
