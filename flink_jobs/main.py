@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Protocol
@@ -18,10 +19,11 @@ import pyarrow as pa
 from pyflink.common import Configuration, JobClient
 from pyflink.datastream import StreamExecutionEnvironment
 from pyflink.datastream.data_stream import DataStream
+from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, Schema, StreamTableEnvironment
 from pyflink.table.types import RowType
 
-from flink_jobs.errors import UserError
+from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.faults import one_line
 from flink_jobs.files import line_limits, plan_files
 from flink_jobs.settings import Settings, WindowSettings, load_settings
@@ -46,8 +48,11 @@ from operators.rules.splits import FileProgress, ReadPlan
 from operators.sinks import FileSinks, Sinks
 from sql import statement
 
-DEAD_LETTER_FOLDERS: Final = ("queue", "date", "error_type")
-QUARANTINE_FOLDERS: Final = ("reason",)
+#: What is turned away, and the folders of its output.
+TURNED_AWAY: Final = (
+    ("dead_letters", DEAD_LETTER_TAG, ("queue", "date", "error_type")),
+    ("quarantine", QUARANTINE_TAG, ("reason",)),
+)
 #: So much of lines, before they are packed, makes a row: what does not pack stays below the 5 MB
 #: from which Flink writes a record to disk first when it goes from one task to another.
 ROW_BYTES: Final = 3_500_000
@@ -77,18 +82,53 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, help="settings file (TOML)")
     parser.add_argument("--input", type=Path, nargs="+", required=True, help="files or folders")
     parser.add_argument("--output", type=Path, required=True, help="output folder")
+    parser.add_argument(
+        "--append", action="store_true", help="write beside what is in the output folder"
+    )
     call = parser.parse_args(arguments)
     try:
         settings = load_settings(call.config)
         plan = plan_files(settings, call.input, call.output)
         with one_line("the run failed"):
-            run(settings, plan, call.output, {}).get_job_execution_result().result()
+            before_start = _nothing if call.append else partial(refuse_used_folder, call.output)
+            job = run(settings, plan, call.output, {}, before_start)
+            job.get_job_execution_result().result()
     except UserError as error:
         print(f"breakwater: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def run(settings: Settings, plan: ReadPlan, output: Path, options: Mapping[str, str]) -> JobClient:
+def refuse_used_folder(output: Path, env: StreamExecutionEnvironment) -> None:
+    """Do not write beside the output of another job: nothing would tell the two apart.
+
+    A job that goes on from a savepoint or a checkpoint (``flink run -s``) has to.
+
+    Raises:
+        UserError: there is something in the folder, and the job begins anew.
+    """
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    option = get_gateway().jvm.org.apache.flink.configuration.StateRecoveryOptions.SAVEPOINT_PATH
+    if env._j_stream_execution_environment.getConfiguration().getOptional(option).isPresent():
+        return
+    raise UserError(
+        f"output folder {output} is not empty: choose another, start from a savepoint or a "
+        "checkpoint, or say --append to write beside what is there",
+        WRONG_CALL,
+    )
+
+
+def _nothing(_: StreamExecutionEnvironment) -> None:
+    pass
+
+
+def run(
+    settings: Settings,
+    plan: ReadPlan,
+    output: Path,
+    options: Mapping[str, str],
+    before_start: Callable[[StreamExecutionEnvironment], None] = _nothing,
+) -> JobClient:
     """Start the job with the parts that the settings name, and return without waiting for it.
 
     Args:
@@ -97,6 +137,7 @@ def run(settings: Settings, plan: ReadPlan, output: Path, options: Mapping[str, 
         output: folder of the outputs.
         options: Flink options of this place (where checkpoints go, what to start from); those of
             the settings win.
+        before_start: looks at the job that has been built, and may refuse to start it.
     """
     configuration = Configuration()
     for name, value in {**flink_options(settings), **options, **settings.flink}.items():
@@ -113,6 +154,7 @@ def run(settings: Settings, plan: ReadPlan, output: Path, options: Mapping[str, 
     source = FileSource(plan, line_limits(settings))
     rules = intake_rules(settings)
     define_workflow(env, source, sinks, sinks, rules=rules, windows=settings.windows)
+    before_start(env)
     return env.execute_async("breakwater")
 
 
@@ -145,18 +187,8 @@ def define_workflow(
     sinks.add("processed_events", judged, LINE)
 
     # What is turned away goes to its folder, in its envelope.
-    error_sinks.add(
-        "dead_letters",
-        side_output(judged, DEAD_LETTER_TAG),
-        row_type(*DEAD_LETTER_FOLDERS),
-        DEAD_LETTER_FOLDERS,
-    )
-    error_sinks.add(
-        "quarantine",
-        side_output(judged, QUARANTINE_TAG),
-        row_type(*QUARANTINE_FOLDERS),
-        QUARANTINE_FOLDERS,
-    )
+    for name, tag, folders in TURNED_AWAY:
+        error_sinks.add(name, side_output(judged, tag), row_type(*folders), folders)
 
     # Any reader may read any file, so only one place can know how far each has come: files have
     # one subtask for the watermark, through which whole batches pass. A topic's partition has one
@@ -180,16 +212,25 @@ def define_workflow(
     sinks.add("late_events", late, LINE)
 
     # Windows are Flink SQL, over the events as intake has added them up by key, window and batch.
-    table_env.create_temporary_view(
-        "partials", table_env.from_data_stream(events, partials_table(rules.contract))
-    )
-    user_windows = rows_of(table_env, table_env.sql_query(windows_sql(rules.contract, windows)))
-    name_sql_steps(user_windows, "user-windows")
-    sinks.add("user_windows", user_windows, WINDOW_LINE)
+    sinks.add("user_windows", _windows(table_env, events, rules.contract, windows), WINDOW_LINE)
 
     # The books: what came in and was turned away; what was processed, windowed and late.
     rows = books(side_output(judged, COUNTS_TAG).union(counted), uid="books")
     sinks.add("ledger", rows, LINE, parallelism=1)
+
+
+def _windows(
+    table_env: StreamTableEnvironment,
+    events: DataStream,
+    contract: Contract,
+    windows: WindowSettings,
+) -> DataStream:
+    """Partials added up by key and window, as lines."""
+    partials = table_env.from_data_stream(events, partials_table(contract))
+    table_env.create_temporary_view("partials", partials)
+    user_windows = rows_of(table_env, table_env.sql_query(windows_sql(contract, windows)))
+    name_sql_steps(user_windows, "user-windows")
+    return user_windows
 
 
 def flink_options(settings: Settings) -> dict[str, str]:

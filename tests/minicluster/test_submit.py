@@ -13,6 +13,7 @@ from flink_jobs.audit import audit_run
 from flink_jobs.files import plan_files
 from flink_jobs.java import find_java
 from flink_jobs.output import OutputFolder
+from flink_jobs.recount import count_lines
 from flink_jobs.settings import load_settings
 from tests.oracle import assert_outputs_are_right, expect
 from tests.runs import RUN_ENDS_WITHIN_S, events, settings_file
@@ -52,6 +53,28 @@ def test_the_job_does_the_same_without_the_command(tmp_path: Path) -> None:
     assert_outputs_are_right(output, expect([source]), window_ms=WINDOW_MS, delay_ms=DELAY_MS)
     plan = plan_files(load_settings(config), [source], output)
     assert audit_run(OutputFolder(output), plan).problems == []
+
+
+def test_a_used_output_folder_is_written_to_only_when_it_is_meant(tmp_path: Path) -> None:
+    """What two jobs have written cannot be told apart; from a savepoint it is one job's."""
+    source, output = events(tmp_path / "events.jsonl", 100, bad_rate=0), tmp_path / "out"
+    before = output / "processed_events" / "part-0.jsonl"
+    before.parent.mkdir(parents=True)
+    before.write_text("{}\n")
+    call = ["--input", source, "--output", output]
+    ended = submit(*call, tmp=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("breakwater: ")]
+    assert line.startswith(f"breakwater: output folder {output} is not empty: choose another")
+    assert OutputFolder(output).parts("processed_events") == [before]
+    # Positive control: it is told from one that goes on, which fails here for another reason.
+    gone = settings_file(tmp_path / "s.toml", flink={"execution.state-recovery.path": "/gone"})
+    ended = submit(*call, "--config", gone, tmp=tmp_path)
+    assert ended.returncode == 1, ended.stderr
+    assert "is not empty" not in ended.stderr
+    ended = submit(*call, "--append", tmp=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert count_lines(OutputFolder(output).parts("processed_events")) == 101
 
 
 @pytest.mark.parametrize(
