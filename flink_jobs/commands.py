@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
+
+INPUT_OUTPUT = "Input and output"
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: a path is no markup, and wrapped it cannot be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _as_switch(option: Any) -> Any:

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from flink_jobs.commands import Command
+from flink_jobs.commands import Command, say
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _of_topics(servers: str, topic: str, config: Path | None) -> Audit:
 
 def print_audit(audit: Audit, by: By, console: Console) -> None:
     """The table of a run's end, what more was asked for, and what is off."""
-    from flink_jobs.report import ledger_table  # noqa: PLC0415
+    from flink_jobs.report import ledger_table, print_problems  # noqa: PLC0415
 
     book = audit.book
     if by == "minute":
@@ -141,14 +141,12 @@ def print_audit(audit: Audit, by: By, console: Console) -> None:
     console.print(ledger_table(book.total))
     if book.by_minute:
         ends = dict.fromkeys((book.first_minute(), book.last_minute()))
-        _say(console, f"rows of {' to '.join(ends)}, {_read(audit)}")
+        say(console, f"rows of {' to '.join(ends)}, {_read(audit)}")
     for note in audit.notes:
-        _say(console, note)
+        say(console, note)
     if audit.balanced and book.by_partition:
         console.print("[bold green]balanced[/]: every record is in exactly one place")
-    for problem in audit.problems:
-        console.print("[bold red]off[/]: ", end="")
-        _say(console, problem)
+    print_problems(console, audit.problems)
 
 
 def _read(audit: Audit) -> str:
@@ -198,7 +196,3 @@ def _print_wide(console: Console, table: Table) -> None:
     unbounded = console.options.update(max_width=10_000)
     width = max(console.width, console.measure(table, options=unbounded).maximum)
     Console(file=console.file, width=width).print(table)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from flink_jobs.commands import say
 from operators.rules.ledger import Counts
 
 
@@ -72,10 +73,7 @@ class Report:
         console.print(f"{self.wall_s:.1f} s, {rate}, start-up included")
         if self.balanced:
             console.print("[bold green]balanced[/]: every record is in exactly one place")
-        for problem in self.problems:
-            console.print("[bold red]off[/]: ", end="")
-            # A path is no markup, and a line that is broken cannot be searched for.
-            console.print(problem, markup=False, highlight=False, soft_wrap=True)
+        print_problems(console, self.problems)
         console.print(f"output: {output}", highlight=False, soft_wrap=True)
 
 
@@ -91,6 +89,13 @@ def counts_dict(counts: Counts) -> dict[str, Any]:
         "windowed": counts.windowed,
         "late": counts.late,
     }
+
+
+def print_problems(console: Console, problems: list[str]) -> None:
+    """What is off, a line each."""
+    for problem in problems:
+        console.print("[bold red]off[/]: ", end="")
+        say(console, problem)
 
 
 def ledger_table(counts: Counts) -> Table:

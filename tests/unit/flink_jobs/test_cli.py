@@ -15,8 +15,9 @@ import pytest
 
 from flink_jobs import cli
 from flink_jobs.check import Check
-from flink_jobs.cli import main, parse_start
+from flink_jobs.cli import main
 from flink_jobs.errors import UserError
+from flink_jobs.generate_cli import parse_start
 
 BREAKWATER = [sys.executable, "-m", "flink_jobs.cli"]
 ROOT = Path(__file__).parents[3]
