@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from flink_jobs.rest import Rest, RestError, reason_of
 from flink_jobs.submit import refusal
+from tests.unit.flink_jobs.server import answering
 
 TRACE = """org.apache.flink.util.FlinkException: Could not submit.
 \tat org.apache.flink.A.b(A.java:1)
@@ -30,31 +27,6 @@ RuntimeError: this one
 
 \tat org.apache.beam.X.y(X.java:1)
 """
-
-
-@contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    """A real server on loopback that says the same to everybody."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
 
 
 def fault(target: str) -> RestError:
@@ -93,12 +65,14 @@ def test_somebody_who_never_answers() -> None:
 
 @pytest.mark.parametrize(("status", "body"), [(200, b"<html>"), (404, b"gone"), (500, b"{}")])
 def test_another_server(status: int, body: bytes) -> None:
-    with answering(status, body) as target:
+    with answering(lambda _: body, status) as target:
         assert "what answers there is no Flink cluster" in fault(target).message
 
 
 def test_flinks_own_reason_is_told() -> None:
-    with answering(500, b'{"errors": ["java.lang.IllegalStateException: no slots"]}') as target:
+    with answering(
+        lambda _: b'{"errors": ["java.lang.IllegalStateException: no slots"]}', 500
+    ) as target:
         assert fault(target).message.endswith("GET /overview: IllegalStateException: no slots")
 
 

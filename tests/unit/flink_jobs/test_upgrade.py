@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
 from flink_jobs.rest import Rest
 from flink_jobs.upgrade import UpgradeError, left_by
+from tests.unit.flink_jobs.server import answering
 
 JOB = "0" * 32
 REFRESH_S = 0.5
@@ -29,27 +28,13 @@ def checkpoints(completed: int, path: str) -> dict[str, Any]:
 def flink(answer: Callable[[], dict[str, Any]]) -> Iterator[Rest]:
     """A server on loopback that answers about checkpoints as Flink does, from its memory."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            config = {"refresh-interval": REFRESH_S * 1000}
-            body = json.dumps(answer() if self.path.endswith("/checkpoints") else config).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    config = {"refresh-interval": REFRESH_S * 1000}
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def said(path: str) -> bytes:
+        return json.dumps(answer() if path.endswith("/checkpoints") else config).encode()
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield Rest(f"127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
+    with answering(said) as target:
+        yield Rest(target)
 
 
 @pytest.mark.parametrize("before", [checkpoints(0, ""), checkpoints(1, OLD)])
