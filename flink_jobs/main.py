@@ -41,7 +41,13 @@ from operators.bridge import (
 from operators.events import partials_schema
 from operators.file_source import FileSource
 from operators.intake import Intake, IntakeRules
-from operators.outgoing import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG
+from operators.outgoing import (
+    COUNTS_TAG,
+    DEAD_LETTER_FOLDERS,
+    DEAD_LETTER_TAG,
+    QUARANTINE_FOLDERS,
+    QUARANTINE_TAG,
+)
 from operators.records import Reader
 from operators.rules.contract import Contract
 from operators.rules.splits import FileProgress, ReadPlan
@@ -50,8 +56,8 @@ from sql import statement
 
 #: What is turned away, and the folders of its output.
 TURNED_AWAY: Final = (
-    ("dead_letters", DEAD_LETTER_TAG, ("queue", "date", "error_type")),
-    ("quarantine", QUARANTINE_TAG, ("reason",)),
+    ("dead_letters", DEAD_LETTER_TAG, DEAD_LETTER_FOLDERS),
+    ("quarantine", QUARANTINE_TAG, QUARANTINE_FOLDERS),
 )
 #: So much of lines, before they are packed, makes a row: what does not pack stays below the 5 MB
 #: from which Flink writes a record to disk first when it goes from one task to another.

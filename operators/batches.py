@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,6 @@ RECORDS: Final = pa.schema(
         pa.field("headers", pa.map_(pa.string(), pa.binary())),
     ]
 )
-
-
-#: A dead letter or a quarantined record: its envelope as a line, and the folders it goes to.
-DEAD_LETTERS: Final = pa.schema(
-    [
-        (name, pa.binary() if name == "line" else pa.string())
-        for name in ("line", "queue", "date", "error_type")
-    ]
-)
-QUARANTINE: Final = pa.schema([("line", pa.binary()), ("reason", pa.string())])
 
 Ints = npt.NDArray[np.int64]
 
@@ -153,9 +143,3 @@ def to_bytes(batch: pa.RecordBatch) -> bytes:
 def from_bytes(data: bytes) -> pa.RecordBatch:
     """The batch of an Arrow IPC stream of one batch."""
     return pa.ipc.open_stream(data, options=_IPC_IN).read_next_batch()
-
-
-def table_of(schema: pa.Schema, columns: Iterable[Sequence[Any]]) -> pa.RecordBatch:
-    """A batch from its columns' values."""
-    arrays = [pa.array(values, type_) for values, type_ in zip(columns, schema.types, strict=True)]
-    return pa.record_batch(arrays, schema=schema)

@@ -1,10 +1,10 @@
 """The border between Python and the JVM: the few operators that Breakwater runs on the JVM itself.
 
-Arrow batches cross the border, records do not. The Java source stands in ``operators/jvm/``; Flink
-compiles it on its task managers, by the mechanism its own SQL operators use (``GeneratedOperator``
-and ``CodeGenOperatorFactory``): there is no jar to build or to ship. This module is the only one
-that touches Flink's internals; `require_bridge` tells in one line when a Flink version has changed
-them.
+Batches cross the border, records do not: in Arrow what is computed with, as packed lines what is
+written. The Java source stands in ``operators/jvm/``; Flink compiles it on its task managers, by
+the mechanism its own SQL operators use (``GeneratedOperator`` and ``CodeGenOperatorFactory``):
+there is no jar to build or to ship. This module is the only one that touches Flink's internals;
+`require_bridge` tells in one line when a Flink version has changed them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from py4j.protocol import Py4JError
 from pyflink.common import Types
+from pyflink.common.typeinfo import RowTypeInfo
 from pyflink.datastream import OutputTag
 from pyflink.datastream.data_stream import DataStream
 from pyflink.java_gateway import get_gateway
@@ -25,12 +26,18 @@ from operators.origin import MAX_SPANS
 from operators.rules.splits import FileProgress
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
-#: A batch of accepted events: how far its source partitions have come (`batches.pack_progress`),
-#: the events as JSON lines (`batches.pack_lines`), as many times in the same order (big-endian
-#: longs, ms), and the events added up by key and window (an Arrow batch of
+#: A batch of accepted events: the events as JSON lines (`batches.pack_lines`), how far its source
+#: partitions have come (`batches.pack_progress`), as many times as events in the same order
+#: (big-endian longs, ms), and the events added up by key and window (an Arrow batch of
 #: `events.partials_schema`).
-ACCEPTED: Final = Types.ROW_NAMED(["progress", "lines", "times", "partials"], [BYTES] * 4)
+ACCEPTED: Final = Types.ROW_NAMED(["lines", "progress", "times", "partials"], [BYTES] * 4)
 LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
+
+
+def packed_type(folders: tuple[str, ...]) -> RowTypeInfo:
+    """Lines of one partition of an output (`batches.pack_lines`), behind them the partition."""
+    return Types.ROW_NAMED(["lines", *folders], [BYTES, *[Types.STRING()] * len(folders)])
+
 
 _INTERNALS: Final = (
     "org.apache.flink.table.runtime.generated.GeneratedOperator",
@@ -146,7 +153,7 @@ def join_lines(
     """Lines to blocks of lines, one a partition (LineJoiner.java).
 
     Args:
-        lines: rows of the type, Arrow batches of them, or rows of `ACCEPTED`.
+        lines: rows of the type, or rows of `ACCEPTED` or of a `packed_type`.
         row: the first field is the line, ended by a newline; the next ones name the partition.
         uid: uid and name of the step.
         max_records: lines after which the blocks are handed on.

@@ -76,12 +76,13 @@ class EventType:
         self._times = [c for c in contract.columns if c.kind == "datetime"]
         self._numbers = [c for c in contract.columns if c.kind in ("int", "float")]
         self._encode_lines = msgspec.json.Encoder().encode_lines
-        is_direct = _decodes_directly(contract)
-        self.type = self._line_type(_declared_type if is_direct else _bare_type)
+        #: Whether `decode` refuses nothing that the contract's own decoder takes.
+        self.is_direct = _decodes_directly(contract)
+        self.type = self._line_type(_declared_type if self.is_direct else _bare_type)
         #: One record to its event. Raises what msgspec or the contract's own code raises.
         self.decode: Callable[[bytes], Any] = (
             msgspec.json.Decoder(self.type).decode
-            if is_direct
+            if self.is_direct
             else self._through(msgspec.json.Decoder(contract.type).decode)
         )
 
@@ -251,14 +252,12 @@ def _parsed(table: npt.NDArray[np.uint8]) -> tuple[Ints, list[int]]:
     texts = pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(table.tobytes()))
     try:
         return _instants(texts), []
-    except pa.ArrowInvalid:  # at least one of them: find out which
-        ms, no_days = np.zeros(n, np.int64), []
-        for row in range(n):
-            try:
-                ms[row] = _instants(texts.slice(row, 1))[0]
-            except pa.ArrowInvalid:
-                no_days.append(row)
-        return ms, no_days
+    except pa.ArrowInvalid:  # at least one of them: find out which, by halves
+        if n == 1:
+            return np.zeros(1, np.int64), [0]
+        half = n // 2
+        (first, none_of_first), (rest, none_of_rest) = _parsed(table[:half]), _parsed(table[half:])
+        return np.concatenate((first, rest)), none_of_first + [half + row for row in none_of_rest]
 
 
 def _instants(texts: pa.Array) -> Ints:

@@ -14,7 +14,7 @@ from pyflink.datastream import ProcessFunction, RuntimeContext
 from operators.batches import Ints
 from operators.events import Events, EventType
 from operators.outgoing import Accepted, Rejected
-from operators.records import Oddity, Reader, Records
+from operators.records import NOTHING_ODD, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
 from operators.rules.fitting import fitted
@@ -77,7 +77,8 @@ class Intake(ProcessFunction):  # type: ignore[misc]
     """Records to events, a batch at a time; the rest to side outputs.
 
     Output: rows of `bridge.ACCEPTED`, at least one for an element that has records. Side outputs:
-    batches of `DEAD_LETTERS` and of `QUARANTINE`, and counts, one line a batch and partition.
+    rows of dead letters and of quarantine, one a folder (`bridge.packed_type`), and counts, one
+    line a batch and partition.
 
     Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
     only a lack of memory, or a source file that is not as it was, fails the job, which then goes on
@@ -106,24 +107,28 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         rejected = Rejected()
         for records in self._reader.read(element):
             now_ms = ctx.timer_service().current_processing_time()
-            judged = judge_batch(records, self._judge, self._events, now_ms)
-            accepted.add(records.origin, judged.rows, judged.events, now_ms)
-            date = iso_utc_ms(now_ms)[:10]
-            for row, why in judged.rejected:
-                rejected.add(self._envelope(records, row, why, now_ms), why, date)
-            rejected.count(records.origin.count_lines(accepted.at_ms, judged.rejected))
+            self._take(records, now_ms, accepted, rejected)
             if accepted.size + rejected.size >= self._rules.output_bytes:
                 yield accepted.row()
-                yield from rejected.batches()
+                yield from rejected.rows()
                 accepted = Accepted(self._events, self._rules.window_ms)
                 rejected = Rejected()
         if not accepted.is_empty:
             yield accepted.row()
-        yield from rejected.batches()
+        yield from rejected.rows()
+
+    def _take(self, records: Records, now_ms: int, accepted: Accepted, rejected: Rejected) -> None:
+        """Judge a batch. Its thousands of objects go when this ends: the next one's find room."""
+        judged = judge_batch(records, self._judge, self._events, now_ms)
+        accepted.add(records.origin, judged.rows, judged.events, now_ms)
+        date = iso_utc_ms(now_ms)[:10]
+        for row, why in judged.rejected:
+            rejected.add(self._envelope(records, row, why, now_ms), why, date)
+        rejected.count(records.origin.count_lines(accepted.at_ms, judged.rejected))
 
     def _envelope(self, records: Records, row: int, why: Rejection, now_ms: int) -> bytes:
         topic, partition = records.origin.partition_of(row)
-        odd = records.odd.get(row, Oddity())
+        odd = records.odd.get(row, NOTHING_ODD)
         payload = records.payloads[row]
         # Only a record that is too long is cut: any other one must be fit to be sent again, where
         # its envelope fits.
@@ -172,7 +177,8 @@ def judge_batch(records: Records, judge: Judge, event_type: EventType, now_ms: i
     suspects = event_type.suspects(events, judge.latest_ms(now_ms))
     doubtful = failed | {int(rows[at]) for at in suspects}
     doubtful.update(_doubtful_as_received(records, failed, judge))
-    rejected = dict(_second_look(records, judge, now_ms, sorted(doubtful)))
+    refused = failed if event_type.is_direct else set()
+    rejected = dict(_second_look(records, judge, now_ms, sorted(doubtful), refused))
     # What is wrong with these, and not for the judge, is the doing of the contract's own code.
     for row in failed:
         rejected.setdefault(row, _schema_error("refused, but not when it was looked at again"))
@@ -222,26 +228,30 @@ def _doubtful_as_received(records: Records, failed: set[int], judge: Judge) -> I
 
 def _not_utf8(payloads: list[bytes], failed: set[int]) -> Iterator[int]:
     """Rows that decode and are not UTF-8: msgspec skips over fields that the contract lacks."""
-    if all(map(bytes.isascii, payloads)):
-        return
-    for row, payload in enumerate(payloads):
-        if row not in failed and not payload.isascii():
+    is_ascii = bytes(map(bytes.isascii, payloads))
+    row = is_ascii.find(False)
+    while row >= 0:
+        if row not in failed:
             try:
-                payload.decode()
+                payloads[row].decode()
             except UnicodeDecodeError:
                 yield row
+        row = is_ascii.find(False, row + 1)
 
 
 def _second_look(
-    records: Records, judge: Judge, now_ms: int, rows: list[int]
+    records: Records, judge: Judge, now_ms: int, rows: list[int], refused: set[int]
 ) -> Iterator[tuple[int, Rejection]]:
-    """The rows that are turned away, with the reasons."""
+    """The rows that are turned away, with the reasons; `refused` need not be decoded again."""
     for row in rows:
-        odd = records.odd.get(row, Oddity())
-        verdict = (
-            Rejection("quarantine", UNREADABLE, odd.fault, ())
-            if odd.fault
-            else judge.judge(records.payloads[row], now_ms, odd.payload_bytes)
-        )
+        odd = records.odd.get(row, NOTHING_ODD)
+        if odd.fault:
+            yield row, Rejection("quarantine", UNREADABLE, odd.fault, ())
+            continue
+        payload = records.payloads[row]
+        verdict: Any = None
+        if row in refused:
+            verdict = judge.refused(payload, now_ms, odd.payload_bytes)
+        verdict = verdict or judge.judge(payload, now_ms, odd.payload_bytes)
         if isinstance(verdict, Rejection):
             yield row, verdict

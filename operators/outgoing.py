@@ -5,8 +5,9 @@ Python looks at records in batches that fit its cache; the JVM is best served wi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,23 +15,22 @@ from pyflink.common import Row
 from pyflink.datastream import OutputTag
 
 from operators.batches import (
-    DEAD_LETTERS,
-    QUARANTINE,
     Ints,
     Progress,
     pack_lines,
     pack_progress,
-    table_of,
     to_bytes,
 )
-from operators.bridge import BYTES
+from operators.bridge import BYTES, packed_type
 from operators.events import Events, EventType, partials_of
 from operators.origin import Origin
 from operators.rules.failure import category_of, queue_of
 from operators.rules.verdict import Rejection
 
-DEAD_LETTER_TAG: Final = OutputTag("dead-letters", BYTES)
-QUARANTINE_TAG: Final = OutputTag("quarantine", BYTES)
+DEAD_LETTER_FOLDERS: Final = ("queue", "date", "error_type")
+QUARANTINE_FOLDERS: Final = ("reason",)
+DEAD_LETTER_TAG: Final = OutputTag("dead-letters", packed_type(DEAD_LETTER_FOLDERS))
+QUARANTINE_TAG: Final = OutputTag("quarantine", packed_type(QUARANTINE_FOLDERS))
 COUNTS_TAG: Final = OutputTag("counts", BYTES)
 
 
@@ -72,8 +72,8 @@ class Accepted:
         """All of it."""
         partials = partials_of(self._columns, self._event_type.contract)
         return Row(
-            progress=pack_progress(self._progress, self.at_ms, self._entry_of_event()),
             lines=b"".join(self._lines),
+            progress=pack_progress(self._progress, self.at_ms, self._entry_of_event()),
             times=np.concatenate(self._times).astype(">i8").tobytes(),
             partials=to_bytes(partials),
         )
@@ -88,12 +88,12 @@ class Accepted:
 
 
 class Rejected:
-    """What was turned away, and the counts, as batches for the side outputs."""
+    """What was turned away, as one row a folder for the side outputs, and the counts."""
 
     def __init__(self) -> None:
         """Nothing yet."""
-        self._dead: list[tuple[Any, ...]] = []
-        self._quarantined: list[tuple[Any, ...]] = []
+        self._dead: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
+        self._quarantined: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
         self._counts: list[bytes] = []
         self.size = 0
 
@@ -102,21 +102,23 @@ class Rejected:
         line = envelope + b"\n"
         self.size += len(line)
         if why.kind == "quarantine":
-            self._quarantined.append((line, why.error_type))
+            self._quarantined[why.error_type,].append(line)
         else:
             queue = queue_of(category_of(why.error_type))
-            self._dead.append((line, queue, date, why.error_type))
+            self._dead[queue, date, why.error_type].append(line)
 
     def count(self, lines: list[bytes]) -> None:
         """Take in a batch's counts."""
         self._counts += lines
 
-    def batches(self) -> Iterator[tuple[OutputTag, bytes]]:
+    def rows(self) -> Iterator[tuple[OutputTag, Row | bytes]]:
         """All of it."""
-        if self._dead:
-            yield DEAD_LETTER_TAG, to_bytes(table_of(DEAD_LETTERS, zip(*self._dead, strict=True)))
-        if self._quarantined:
-            rows = zip(*self._quarantined, strict=True)
-            yield QUARANTINE_TAG, to_bytes(table_of(QUARANTINE, rows))
+        for tag, folders, turned_away in (
+            (DEAD_LETTER_TAG, DEAD_LETTER_FOLDERS, self._dead),
+            (QUARANTINE_TAG, QUARANTINE_FOLDERS, self._quarantined),
+        ):
+            for names, lines in turned_away.items():
+                folder = dict(zip(folders, names, strict=True))
+                yield tag, Row(lines=pack_lines(b"".join(lines)), **folder)
         if self._counts:
             yield COUNTS_TAG, b"".join(self._counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ class Oddity(NamedTuple):
     payload_bytes: int | None = None
     checksum: str | None = None
     fault: str | None = None
+
+
+NOTHING_ODD: Final = Oddity()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ class Records:
 
     def headers(self, row: int) -> dict[str, str]:
         """The headers of a record as metadata of its envelope, if its source has them."""
-        found = None if self.batch is None else self.batch.column("headers")[row].as_py()
+        if self.batch is None:
+            return {}
+        found = self.batch.column("headers")[row].as_py()
         return {
             f"header.{name}": (value or b"").decode("utf-8", "backslashreplace")
             for name, value in found or ()

@@ -1,5 +1,5 @@
 /**
- * The gate before the windows. Input: Row(progress, lines, times, partials) of one batch of accepted
+ * The gate before the windows. Input: Row(lines, progress, times, partials) of one batch of accepted
  * events (bridge.ACCEPTED). The partials are the events added up by key and window; the lines, and
  * their times (big-endian longs, ms), are unpacked and looked at only where a window has closed.
  *
@@ -49,10 +49,10 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     if (processed == 0) {
       return;
     }
-    Sources sources = new Sources((byte[]) row.getField(0), processed);
+    Sources sources = new Sources((byte[]) row.getField(1), processed);
     long windowed = letThrough((byte[]) row.getField(3));
     if (windowed != processed) {
-      turnAway(Packed.unpack((byte[]) row.getField(1)), times, sources);
+      turnAway(Packed.unpack((byte[]) row.getField(0)), times, sources);
     }
     output.collect(counts, new StreamRecord(sources.lines(windowed).getBytes("UTF-8")));
   }

@@ -1,9 +1,8 @@
 /**
  * Lines to the records of a Kafka sink, one a line.
  *
- * Input: as LineJoiner's: RowData whose first field is a line, ended by a newline, as bytes or a string,
- * and whose next fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose
- * second field holds such lines packed (bridge.ACCEPTED).
+ * Input: as LineJoiner's: RowData whose first field is a line, ended by a newline, as bytes or a string;
+ * or a Row whose first field holds such lines packed, and whose next fields name their partition.
  * Output: RowData(value), or of envelopes RowData(topic, key, value, headers). The topic is the template
  * with the partition's names filled in, the key the envelope's message_checksum, and what is known of the
  * failure goes into headers too, so that tools can route and count without parsing the value.
@@ -11,17 +10,15 @@
  * Keeps nothing: a crash neither loses nor doubles a record here.
  */
 public class KafkaLines extends AbstractStreamOperator implements OneInputStreamOperator {
-  private final RowType type;
   private final String topic;
   private final java.util.List names;
   private final boolean envelopes;
   private final boolean text;
   private transient org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory json;
-  private transient Map topics;
 
   public KafkaLines(Object[] refs, StreamTask task, StreamConfig config, Output output,
       ProcessingTimeService times) {
-    this.type = (RowType) refs[0];
+    RowType type = (RowType) refs[0];
     this.topic = (String) refs[1];
     this.names = (java.util.List) refs[2];
     this.envelopes = ((Boolean) refs[3]).booleanValue();
@@ -33,69 +30,48 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
   public void open() throws Exception {
     super.open();
     json = new org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory();
-    topics = new HashMap();
   }
 
   public void processElement(StreamRecord record) throws Exception {
     Object value = record.getValue();
     if (value instanceof RowData) {
-      send((RowData) value);
-    } else if (value instanceof Row) {
-      sendBlock(Packed.unpack((byte[]) ((Row) value).getField(1)));
+      RowData row = (RowData) value;
+      byte[] line = text ? row.getString(0).toBytes() : row.getBinary(0);
+      int end = line.length > 0 && line[line.length - 1] == '\n' ? line.length - 1 : line.length;
+      collect(new Object[] {java.util.Arrays.copyOf(line, end)});
     } else {
-      sendBatch((byte[]) value);
+      Row row = (Row) value;
+      send(Packed.unpack((byte[]) row.getField(0)), envelopes ? topicOf(row) : null);
     }
   }
 
-  private void sendBatch(byte[] batch) throws Exception {
-    ArrowSerializer arrow = new ArrowSerializer(type, type);
-    arrow.open(new java.io.ByteArrayInputStream(batch), new java.io.ByteArrayOutputStream(0));
-    int rows = arrow.load();
-    for (int i = 0; i < rows; i++) {
-      send(arrow.read(i));
-    }
-    arrow.close();
-  }
-
-  private void sendBlock(byte[] lines) throws Exception {
+  private void send(byte[] lines, BinaryStringData to) throws Exception {
     int begin = 0;
     for (int end = 0; begin < lines.length; end++) {
       if (end == lines.length || lines[end] == '\n') {
-        collect(new Object[] {java.util.Arrays.copyOfRange(lines, begin, end)});
+        byte[] value = java.util.Arrays.copyOfRange(lines, begin, end);
+        collect(envelopes ? envelope(value, to) : new Object[] {value});
         begin = end + 1;
       }
     }
   }
 
-  private void send(RowData row) throws Exception {
-    byte[] line = text ? row.getString(0).toBytes() : row.getBinary(0);
-    int end = line.length > 0 && line[line.length - 1] == '\n' ? line.length - 1 : line.length;
-    byte[] value = java.util.Arrays.copyOf(line, end);
-    if (envelopes) {
-      Map headers = headersOf(value);
-      byte[] key = (byte[]) headers.get(BinaryStringData.fromString("breakwater-message-checksum"));
-      collect(new Object[] {
-          topicOf(row), key, value, new org.apache.flink.table.data.GenericMapData(headers)});
-    } else {
-      collect(new Object[] {value});
-    }
+  private Object[] envelope(byte[] value, BinaryStringData to) throws Exception {
+    Map headers = headersOf(value);
+    Object key = headers.get(BinaryStringData.fromString("breakwater-message-checksum"));
+    return new Object[] {to, key, value, new org.apache.flink.table.data.GenericMapData(headers)};
   }
 
   private void collect(Object[] fields) {
     output.collect(new StreamRecord(GenericRowData.of(fields)));
   }
 
-  private BinaryStringData topicOf(RowData row) {
+  private BinaryStringData topicOf(Row row) {
     String name = topic;
     for (int i = 0; i < names.size(); i++) {
-      name = name.replace("{" + names.get(i) + "}", row.getString(i + 1).toString());
+      name = name.replace("{" + names.get(i) + "}", (String) row.getField(i + 1));
     }
-    BinaryStringData known = (BinaryStringData) topics.get(name);
-    if (known == null) {
-      known = BinaryStringData.fromString(name);
-      topics.put(name, known);
-    }
-    return known;
+    return BinaryStringData.fromString(name);
   }
 
   /* Looks only at the fields of the envelope itself; nested ones are skipped. */

@@ -2,14 +2,13 @@
  * Lines to blocks of lines: a file sink that is written a block at a time is several times faster
  * than one written a line at a time (each write to a recoverable stream is a system call).
  *
- * Input: RowData whose first field is a line, ended by a newline, as bytes or a string, and whose next
- * fields name its partition; or a whole Arrow batch of such rows (byte[]); or a Row whose second field
- * holds such lines packed (bridge.ACCEPTED).
+ * Input: RowData whose first field is a line, ended by a newline, as bytes or a string; or a Row whose
+ * first field holds such lines packed, and whose next fields name the partition that all of them go to
+ * (bridge.packed_type; without a partition bridge.ACCEPTED).
  * Output: RowData (block without its last newline, partition...).
  * Keeps nothing across a checkpoint: it flushes before the barrier.
  */
 public class LineJoiner extends Flushing {
-  private final RowType type;
   private final int partitionFields;
   private final boolean text;
   private transient Map blocks;
@@ -17,7 +16,7 @@ public class LineJoiner extends Flushing {
   public LineJoiner(Object[] refs, StreamTask task, StreamConfig config, Output output,
       ProcessingTimeService times) {
     super(((Number) refs[2]).intValue(), ((Number) refs[3]).longValue(), ((Number) refs[4]).longValue());
-    this.type = (RowType) refs[0];
+    RowType type = (RowType) refs[0];
     this.partitionFields = ((Number) refs[1]).intValue();
     this.text = type.getTypeAt(0).getTypeRoot() == LogicalTypeRoot.VARCHAR;
     this.processingTimeService = times;
@@ -33,29 +32,18 @@ public class LineJoiner extends Flushing {
     Object value = record.getValue();
     if (value instanceof RowData) {
       add((RowData) value);
-    } else if (value instanceof Row) {
-      addBlock(Packed.unpack((byte[]) ((Row) value).getField(1)));
     } else {
-      addBatch((byte[]) value);
+      Row row = (Row) value;
+      addBlock(Packed.unpack((byte[]) row.getField(0)), partition(row));
     }
   }
 
-  private void addBatch(byte[] batch) throws Exception {
-    ArrowSerializer arrow = new ArrowSerializer(type, type);
-    arrow.open(new java.io.ByteArrayInputStream(batch), new java.io.ByteArrayOutputStream(0));
-    int rows = arrow.load();
-    for (int i = 0; i < rows; i++) {
-      add(arrow.read(i));
-    }
-    arrow.close();
-  }
-
-  private void addBlock(byte[] lines) throws Exception {
+  private void addBlock(byte[] lines, java.util.List partition) throws Exception {
     if (lines.length >= maxBytes) {
       flush();
-      output.collect(new StreamRecord(row(lines, java.util.Collections.EMPTY_LIST)));
+      output.collect(new StreamRecord(row(lines, partition)));
     } else if (lines.length > 0) {
-      java.io.ByteArrayOutputStream block = open(null);
+      java.io.ByteArrayOutputStream block = open(partition);
       block.write(lines, 0, lines.length);
       block.write('\n');
       added((long) lines.length + 1);
@@ -64,13 +52,12 @@ public class LineJoiner extends Flushing {
 
   private void add(RowData row) throws Exception {
     byte[] line = text ? row.getString(0).toBytes() : row.getBinary(0);
-    java.io.ByteArrayOutputStream block = open(row);
+    java.io.ByteArrayOutputStream block = open(java.util.Collections.EMPTY_LIST);
     block.write(line, 0, line.length);
     added((long) line.length);
   }
 
-  private java.io.ByteArrayOutputStream open(RowData row) {
-    Object key = partition(row);
+  private java.io.ByteArrayOutputStream open(java.util.List key) {
     java.io.ByteArrayOutputStream block = (java.io.ByteArrayOutputStream) blocks.get(key);
     if (block == null) {
       block = new java.io.ByteArrayOutputStream(1 << 12);
@@ -79,13 +66,10 @@ public class LineJoiner extends Flushing {
     return block;
   }
 
-  private Object partition(RowData row) {
-    if (partitionFields == 0) {
-      return java.util.Collections.EMPTY_LIST;
-    }
+  private java.util.List partition(Row row) {
     java.util.ArrayList key = new java.util.ArrayList(partitionFields);
     for (int i = 0; i < partitionFields; i++) {
-      key.add(row.getString(i + 1).toString());
+      key.add(row.getField(i + 1));
     }
     return key;
   }

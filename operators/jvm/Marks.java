@@ -104,7 +104,7 @@ public class Marks extends AbstractStreamOperator
     active = activeTime();
     lastArrival = processingTimeService.getCurrentProcessingTime();
     java.io.DataInputStream in = new java.io.DataInputStream(
-        new java.io.ByteArrayInputStream((byte[]) row.getField(0)));
+        new java.io.ByteArrayInputStream((byte[]) row.getField(1)));
     for (int n = in.readInt(); n > 0; n--) {
       advance(mark(in.readUTF()), in.readLong(), in.readByte() != 0, in.readInt(), in.readLong());
     }

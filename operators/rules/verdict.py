@@ -36,7 +36,7 @@ from operators.rules.contract import (
     misfit,
 )
 from operators.rules.poison import PoisonRules
-from operators.rules.times import epoch_ms
+from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms
 
 MAX_VALUE_CHARS = 200
 """Longest text of a value in a violation."""
@@ -55,8 +55,12 @@ _JSON_NULL, _JSON_EMPTY, _JSON_NUMBER = b"null", b'""', b"-0123456789"
 _STAND_IN = b"1e9999999"
 _NAN, _INFINITY = _STAND_IN + b"0", _STAND_IN + b"1"
 _LITERALS = (
-    (re.compile(rb"(?<![\w.+-])NaN(?![\w.+-])"), _NAN),
-    (re.compile(rb"(?<![\w.+-])(-?)Infinity(?![\w.+-])"), rb"\g<1>" + _INFINITY),
+    (b"NaN", re.compile(rb"(?<![\w.+-])NaN(?![\w.+-])"), _NAN),
+    (
+        b"Infinity",
+        re.compile(rb"(?<![\w.+-])(-?)Infinity(?![\w.+-])"),
+        rb"\g<1>" + _INFINITY,
+    ),
 )
 # A string, closed or not: so that the search for the next never starts inside one, which would
 # take hours for a megabyte of quotes.
@@ -185,10 +189,19 @@ class Judge:
             # Its traceback holds this frame, which holds it: a ring, which only the garbage
             # collector frees, with a walk through all objects.
             refusal = error.with_traceback(None)
-        rejection = self._second_look(payload, refusal, now_ms)
+        rejection = self._named(payload, now_ms) or self._unexplained(refusal)
         if stacktrace:
             rejection = msgspec.structs.replace(rejection, stacktrace=stacktrace)
         return rejection
+
+    def refused(
+        self, payload: bytes, now_ms: int, payload_bytes: int | None = None
+    ) -> Rejection | None:
+        """What is wrong with a record that is known not to decode, without decoding it again.
+
+        Arguments as for `judge`, and the same verdict; None if only the decoder can say it.
+        """
+        return self._unread(payload, payload_bytes) or self._named(payload, now_ms)
 
     def explain(
         self, payload: bytes, now_ms: int, payload_bytes: int | None = None
@@ -227,8 +240,8 @@ class Judge:
             return _quarantine(pattern.reason, f"the record matches the pattern {pattern.pattern}")
         return _not_utf8(payload)
 
-    def _second_look(self, payload: bytes, refusal: Exception | None, now_ms: int) -> Rejection:
-        """Name every violation of a record that is no event; `refusal` is what was raised."""
+    def _named(self, payload: bytes, now_ms: int) -> Rejection | None:
+        """Name every violation of a record that is no event; None if no field has one."""
         latest_ms = self.latest_ms(now_ms)
         try:
             found = self._violations(_decode_fields(payload), latest_ms)
@@ -236,7 +249,7 @@ class Judge:
             return self._not_an_object(payload, error)
         except (msgspec.DecodeError, RecursionError) as error:
             return self._with_non_finite(payload, latest_ms) or _invalid_json(error)
-        return self._reject(found) if found else self._unexplained(refusal)
+        return self._reject(found) if found else None
 
     def _violations(self, fields: Fields, latest_ms: int) -> list[Violation]:
         """Check each field of the contract by itself."""
@@ -293,6 +306,7 @@ class _FieldCheck:
         self.is_bounded = column.kind in ("int", "float", "datetime")
         self._is_event_time = is_event_time
         self._decode = msgspec.json.Decoder(column.full_type).decode
+        self._choices = f"not one of {', '.join(map(str, column.choices))}"
         self._decode_bare = msgspec.json.Decoder(column.bare_type).decode
 
     def violation(self, raw: msgspec.Raw | None, latest_ms: int) -> Violation | None:
@@ -308,6 +322,8 @@ class _FieldCheck:
 
     def complaint(self, value: Any, latest_ms: int) -> tuple[str, str] | None:
         """Error type and reason why a value that msgspec takes is still no good."""
+        if self._is_event_time and MIN_EPOCH_MS <= epoch_ms(value) <= latest_ms <= MAX_EPOCH_MS:
+            return None
         column = self.column
         reason = misfit(column, value)
         if reason:
@@ -326,7 +342,7 @@ class _FieldCheck:
             return self._absent("empty", raw)
         if self._is_right_type(raw):
             if column.choices:
-                reason = f"not one of {', '.join(map(str, column.choices))}"
+                reason = self._choices
             return self._violation(column.invalid_error, reason, raw)
         if not _is_too_big(raw):
             return self._violation(SCHEMA_ERROR, reason, raw)
@@ -407,15 +423,22 @@ def _value_text(raw: bytes) -> str:
 
 def _with_stand_ins(payload: bytes) -> bytes:
     """The payload with a number for each bare NaN and Infinity; strings stay as they are."""
-    parts = _STRING.split(payload)  # strings at the odd places, and no quote at the even ones
+    # Strings at the odd places, and no quote at the even ones.
+    if b"\\" in payload:
+        parts, quote = _STRING.split(payload), b""
+    else:  # each quote begins or ends a string
+        parts, quote = payload.split(b'"'), b'"'
     outside = b'"'.join(parts[::2])
-    for literal, stand_in in _LITERALS:
-        outside = literal.sub(stand_in, outside)
+    for word, literal, stand_in in _LITERALS:
+        if word in outside:
+            outside = literal.sub(stand_in, outside)
     parts[::2] = outside.split(b'"')
-    return b"".join(parts)
+    return quote.join(parts)
 
 
 def _show_literal(violation: Violation) -> Violation:
     """The violation with the literal that the record had, not its stand-in."""
+    if _STAND_IN.decode() not in violation.value:
+        return violation
     value = violation.value.replace(_NAN.decode(), "NaN")
     return msgspec.structs.replace(violation, value=value.replace(_INFINITY.decode(), "Infinity"))

@@ -61,8 +61,8 @@ class Script(ProcessFunction):  # type: ignore[misc]
             schema=PARTIALS,
         )
         yield Row(
-            progress=pack_progress(progress, AT_MS, dealt if len(progress) > 1 else None),
             lines=pack_lines(b"".join(b"%d\n" % t for t in times)),
+            progress=pack_progress(progress, AT_MS, dealt if len(progress) > 1 else None),
             times=struct.pack(f">{len(times)}q", *times),
             partials=to_bytes(partials),
         )

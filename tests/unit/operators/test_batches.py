@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.batches import (
-    DEAD_LETTERS,
-    QUARANTINE,
     RECORDS,
     Progress,
     SplitMark,
@@ -58,11 +56,10 @@ def test_a_batch_of_records_comes_back_from_its_bytes_with_its_mark(
     assert SplitMark.of(back.schema.metadata) == mark
 
 
-@pytest.mark.parametrize("schema", [RECORDS, DEAD_LETTERS, QUARANTINE])
-def test_an_empty_batch_comes_back_from_its_bytes(schema: pa.Schema) -> None:
-    back = from_bytes(to_bytes(pa.RecordBatch.from_pylist([], schema)))
+def test_an_empty_batch_comes_back_from_its_bytes() -> None:
+    back = from_bytes(to_bytes(pa.RecordBatch.from_pylist([], RECORDS)))
     assert back.num_rows == 0
-    assert back.schema.equals(schema)
+    assert back.schema.equals(RECORDS)
 
 
 def test_a_slice_of_a_batch_is_sent_without_the_rest() -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -21,8 +22,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from operators.batches import (
-    DEAD_LETTERS,
-    QUARANTINE,
     RECORDS,
     Progress,
     SplitMark,
@@ -33,7 +32,13 @@ from operators.bridge import ACCEPTED, BYTES
 from operators.events import partials_schema
 from operators.intake import Intake, IntakeRules
 from operators.origin import MAX_SPANS, spans_of
-from operators.outgoing import COUNTS_TAG, DEAD_LETTER_TAG, QUARANTINE_TAG
+from operators.outgoing import (
+    COUNTS_TAG,
+    DEAD_LETTER_FOLDERS,
+    DEAD_LETTER_TAG,
+    QUARANTINE_FOLDERS,
+    QUARANTINE_TAG,
+)
 from operators.records import BatchReader, Records
 from operators.rules.contract import Contract, load_contract
 from operators.rules.poison import PoisonPattern, PoisonRules
@@ -150,16 +155,17 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
     found = Outcome(read_progress(row.progress), times, partials.to_pylist())
     found.accepted = [(line["source_offset"], line) for line in split(unpacked(row.lines))]
     assert len(found.accepted) == len(times)
-    for tag, schema, into in (
-        (DEAD_LETTER_TAG, DEAD_LETTERS, found.dead),
-        (QUARANTINE_TAG, QUARANTINE, found.quarantined),
+    for tag, folders, into in (
+        (DEAD_LETTER_TAG, DEAD_LETTER_FOLDERS, found.dead),
+        (QUARANTINE_TAG, QUARANTINE_FOLDERS, found.quarantined),
     ):
-        for side in map(from_bytes, harness.side_output(tag)):
-            assert side.schema.equals(schema)
-            assert side.num_rows
-            folders = side.drop_columns(["line"]).to_pylist()
-            for envelope, folder in zip(lines_of(side), folders, strict=True):
-                into.append((envelope["source_offset"], envelope, folder))
+        for lines, *names in harness.side_output(tag):
+            folder = dict(zip(folders, names, strict=True))
+            envelopes = split(unpacked(lines))
+            assert envelopes
+            into += [(envelope["source_offset"], envelope, folder) for envelope in envelopes]
+    found.dead.sort(key=itemgetter(0))
+    found.quarantined.sort(key=itemgetter(0))
     for block in harness.side_output(COUNTS_TAG):
         found.counts += split(block)
     return found
@@ -168,10 +174,6 @@ def outcome(batch: pa.RecordBatch, harness: Harness | None = None) -> Outcome:
 def split(block: bytes) -> list[dict[str, Any]]:
     assert block == b"" or block.endswith(b"\n")
     return [json.loads(line) for line in block.split(b"\n")[:-1]]
-
-
-def lines_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    return [line for block in batch.column("line").to_pylist() for line in split(block)]
 
 
 # --- any batch of any bytes
@@ -670,7 +672,7 @@ def test_the_batches_of_an_element_leave_together_with_nothing_lost() -> None:
     assert read_progress(row.progress) == [
         Progress("/in/a", 1, last, 3, GOOD_MS) for last in (False, False, True)
     ]
-    assert [line["source_offset"] for line in lines_of(from_bytes(dead))] == [1, 101, 201]
+    assert [line["source_offset"] for line in split(unpacked(dead[0]))] == [1, 101, 201]
     assert [line["received"] for line in split(counts)] == [3, 3, 3]
     assert events_by_partition(row.progress, 6) == {"/in/a": 6}
 
@@ -708,13 +710,15 @@ def test_a_lack_of_memory_fails_the_job_instead_of_costing_a_record(
         list(function.process_element(to_bytes(payloads(shop())), Context()))
 
 
+@pytest.mark.parametrize("look", ["refused", "judge"])
 def test_a_lack_of_memory_at_the_second_look_fails_the_job_too(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, look: str
 ) -> None:
     function = intake().function
-    monkeypatch.setattr(function._judge, "judge", FailsOnce(None, MemoryError))
+    bad = {"refused": b"bad", "judge": shop(timestamp="2999-01-01T00:00:00.000Z")}[look]
+    monkeypatch.setattr(function._judge, look, FailsOnce(None, MemoryError))
     with pytest.raises(MemoryError):
-        list(function.process_element(to_bytes(payloads(b"bad")), Context()))
+        list(function.process_element(to_bytes(payloads(bad)), Context()))
 
 
 def test_a_contract_that_refuses_a_record_only_once_loses_none(
