@@ -46,7 +46,7 @@ _OPTIONS: Final = {
     "env.java.opts.jobmanager": _JVM,
     "env.java.opts.taskmanager": _JVM,
     "heartbeat.interval": "1000",
-    "heartbeat.timeout": "40000",
+    "heartbeat.timeout": "15000",
     "metrics.fetcher.update-interval": "1000",
     "web.refresh-interval": "1000",
 }

@@ -26,6 +26,7 @@ from pyflink.table.types import RowType
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.faults import one_line
 from flink_jobs.files import line_limits, plan_files
+from flink_jobs.restarts import restart_options
 from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
     ACCEPTED,
@@ -261,10 +262,7 @@ def flink_options(settings: Settings) -> dict[str, str]:
         "execution.checkpointing.interval": f"{settings.checkpoint.interval_ms} ms",
         "execution.checkpointing.tolerable-failed-checkpoints": "10",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-        "restart-strategy.type": "exponential-delay",
-        "restart-strategy.exponential-delay.initial-backoff": "100 ms",
-        "restart-strategy.exponential-delay.max-backoff": "10 s",
-        "restart-strategy.exponential-delay.attempts-before-reset-backoff": "8",
+        **restart_options(settings),
     }
 
 

@@ -24,6 +24,8 @@ from flink_jobs.rest import Rest, reason_of
 
 SUBMITTED_WITHIN_S: Final = 180.0
 ENTRY: Final = "flink_jobs.on_cluster"
+#: Flink's client runs for some seconds: compiling for the peak, and in parallel, does not pay.
+_CLIENT_JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 class SubmitError(UserError):
@@ -181,6 +183,7 @@ def _environment(environ: Mapping[str, str], java: Path, folder: Path) -> dict[s
     """The client's: no other Flink, our code from the package only, its log out of the way."""
     strangers = ("FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR", "PYTHONPATH")
     return {
+        "JVM_ARGS": _CLIENT_JVM,
         **{name: value for name, value in environ.items() if name not in strangers},
         "JAVA_HOME": str(java),
         "FLINK_HOME": str(flink_home()),

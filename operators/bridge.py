@@ -46,6 +46,7 @@ _INTERNALS: Final = (
     "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
     "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
     "org.apache.flink.formats.raw.RawFormatSerializationSchema",
+    "org.apache.flink.streaming.runtime.operators.sink.SinkWriterOperator",
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory",
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser",
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken",

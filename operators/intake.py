@@ -13,6 +13,7 @@ from pyflink.datastream import ProcessFunction, RuntimeContext
 
 from operators.batches import Ints
 from operators.events import Events, EventType
+from operators.orphan import end_when_orphaned
 from operators.outgoing import Accepted, Rejected
 from operators.records import NOTHING_ODD, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract
@@ -93,6 +94,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
 
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build the decoders, once a worker."""
+        end_when_orphaned()
         self._reader.open()
         self._judge = self._rules.judge()
         self._events = EventType(self._rules.contract)

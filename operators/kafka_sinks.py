@@ -22,6 +22,9 @@ _TUNING: Final = {
     "compression.type": "lz4",
     # The topic's own limit is the only one: the start looks at it, and envelopes are cut to fit.
     "max.request.size": "67108864",
+    # A task that fails while the broker is away waits so long for each of its sinks, one after the
+    # other; Flink ends the TaskManager when that takes three minutes (task.cancellation.timeout).
+    "max.block.ms": "30000",
 }
 
 

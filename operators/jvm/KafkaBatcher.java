@@ -106,8 +106,27 @@ public class KafkaBatcher extends Flushing {
 
   public void close() throws Exception {
     if (arrow != null) {
-      arrow.close();
+      free();
     }
     super.close();
+  }
+
+  /*
+   * Flink interrupts a task that fails, and that closes the channel below Arrow's writer for good: to
+   * end the stream in it throws. Here that would be fatal for the whole TaskManager, so the writer gets
+   * a new channel first, and what fails all the same costs the memory of one batch.
+   */
+  private void free() {
+    boolean interrupted = Thread.interrupted();
+    try {
+      arrow.resetWriter();
+      arrow.close();
+    } catch (Exception error) {
+      LOG.warn("a batch was not freed", error);
+    }
+    arrow = null;
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
   }
 }

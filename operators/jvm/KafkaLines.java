@@ -10,6 +10,8 @@
  * Keeps nothing: a crash neither loses nor doubles a record here.
  */
 public class KafkaLines extends AbstractStreamOperator implements OneInputStreamOperator {
+  private static final String WRITER =
+      "org.apache.flink.streaming.runtime.operators.sink.SinkWriterOperator";
   private final String topic;
   private final java.util.List names;
   private final boolean envelopes;
@@ -30,6 +32,73 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
   public void open() throws Exception {
     super.open();
     json = new org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory();
+    guardWriters();
+  }
+
+  /*
+   * A task that fails closes its sinks, whose transactions are aborted then. When the broker is away that
+   * throws after max.block.ms, and an exception at this place ends the whole TaskManager: nothing would
+   * take the job up again. The sinks behind this step have been opened before it.
+   */
+  private void guardWriters() throws Exception {
+    java.lang.reflect.Field chain = StreamTask.class.getDeclaredField("operatorChain");
+    chain.setAccessible(true);
+    Iterator wrappers = ((org.apache.flink.streaming.runtime.tasks.OperatorChain)
+        chain.get(getContainingTask())).getAllOperators().iterator();
+    while (wrappers.hasNext()) {
+      Object operator = ((org.apache.flink.streaming.runtime.tasks.StreamOperatorWrapper) wrappers.next())
+          .getStreamOperator();
+      if (operator.getClass().getName().equals(WRITER)) {
+        java.lang.reflect.Field writer = operator.getClass().getDeclaredField("sinkWriter");
+        writer.setAccessible(true);
+        Object unguarded = writer.get(operator);
+        if (unguarded != null && !(unguarded instanceof Guarded)) {
+          writer.set(operator, new Guarded(
+              (org.apache.flink.api.connector.sink2.CommittingSinkWriter) unguarded, getContainingTask()));
+        }
+      }
+    }
+  }
+
+  /** A sink's writer that does not fail at the end of a task that has failed already. */
+  static class Guarded implements org.apache.flink.api.connector.sink2.CommittingSinkWriter {
+    private final org.apache.flink.api.connector.sink2.CommittingSinkWriter writer;
+    private final StreamTask task;
+
+    Guarded(org.apache.flink.api.connector.sink2.CommittingSinkWriter writer, StreamTask task) {
+      this.writer = writer;
+      this.task = task;
+    }
+
+    public void write(Object element, org.apache.flink.api.connector.sink2.SinkWriter.Context context)
+        throws java.io.IOException, InterruptedException {
+      writer.write(element, context);
+    }
+
+    public void flush(boolean endOfInput) throws java.io.IOException, InterruptedException {
+      writer.flush(endOfInput);
+    }
+
+    public void writeWatermark(org.apache.flink.api.common.eventtime.Watermark mark)
+        throws java.io.IOException, InterruptedException {
+      writer.writeWatermark(mark);
+    }
+
+    public java.util.Collection prepareCommit() throws java.io.IOException, InterruptedException {
+      return writer.prepareCommit();
+    }
+
+    public void close() throws Exception {
+      try {
+        writer.close();
+      } catch (Exception error) {
+        if (!task.isFailing() && !task.isCanceled()) {
+          throw error;
+        }
+        org.slf4j.LoggerFactory.getLogger(KafkaLines.class)
+            .warn("a sink of a task that has failed was not closed in order", error);
+      }
+    }
   }
 
   public void processElement(StreamRecord record) throws Exception {

@@ -22,8 +22,8 @@ def cluster(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
 
 @pytest.fixture(scope="session")
 def many_lines(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """More events than are sent in the time that a test takes."""
-    return lines(tmp_path_factory.mktemp("events"), 200_000, BEYOND_THE_DELAY_S)
+    """More events than are sent in the time that a test takes: enough for 400 s."""
+    return lines(tmp_path_factory.mktemp("events"), 400_000, BEYOND_THE_DELAY_S)
 
 
 @pytest.fixture

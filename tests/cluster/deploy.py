@@ -88,11 +88,11 @@ class Deployment(Kafka):
     def wait_for_checkpoints(self, job: str, more: int = 1) -> None:
         """Wait for new ones, on the disk: Flink's own answer may be a second old."""
         wanted = self.checkpoint(job) + more
-        wait_until(f"{more} checkpoints of {job}", lambda: self.checkpoint(job) >= wanted, SOON_S)
+        self.wait(f"{more} checkpoints of {job}", lambda: self.checkpoint(job) >= wanted)
 
     def wait_for_end(self, job: str) -> None:
         """A bounded job comes to its end."""
-        wait_until(f"the end of {job}", lambda: self.cluster.rest.state(job) in ENDED, SOON_S)
+        self.wait(f"the end of {job}", lambda: self.cluster.rest.state(job) in ENDED)
         assert self.cluster.rest.state(job) == "FINISHED", self.cluster.rest.failure(job)
 
     def end_and_drain(self, job: str) -> None:
@@ -104,7 +104,7 @@ class Deployment(Kafka):
             read = {(p.topic, p.partition): p.next_offset for p in partitions if p.lag == 0}
             return read == self.ends(self.topic("in"), WRITTEN)
 
-        wait_until(f"{job} has read all", all_read, SOON_S)
+        self.wait(f"{job} has read all", all_read)
         self.did("stop", "--target", self.cluster.target, "--job", job, "--drain")
 
     def wait_for_output(self, output: str) -> None:
@@ -120,6 +120,23 @@ class Deployment(Kafka):
 
         self._wait_for_record("processed_events", later)
 
+    def wait(self, what: str, condition: Callable[[], object]) -> None:
+        """Wait; if it is in vain, say how the cluster and its jobs are."""
+        try:
+            wait_until(what, condition, SOON_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self._cluster_says()}") from None
+
+    def _cluster_says(self) -> str:
+        rest = self.cluster.rest
+        here = f"{rest.get('/overview')['taskmanagers']} TaskManager, logs in {self.cluster.folder}"
+        jobs = [
+            f"job {job['jid']} is {job['state']} ({rest.failure(job['jid'])})"
+            for job in rest.jobs()
+            if job["state"] not in ENDED
+        ]
+        return "; ".join([here, *jobs])
+
     def _wait_for_record(self, output: str, wanted: Callable[[list[Message]], bool]) -> None:
         topic = self.topic(OUTPUTS[output])
         consumer = Consumer(self.client(**READ_COMMITTED))
@@ -131,7 +148,7 @@ class Deployment(Kafka):
             return wanted([each for each in messages if each.error() is None])
 
         try:
-            wait_until(f"a record in {topic}", found, SOON_S)
+            self.wait(f"a record in {topic}", found)
         finally:
             consumer.close()
 
@@ -149,7 +166,7 @@ class Deployment(Kafka):
     @contextmanager
     def flowing(self, topic: str, records: Iterator[tuple[int, bytes | None]]) -> Iterator[None]:
         """Write records at a steady rate for as long as the block lasts, and remember them."""
-        ended = threading.Event()
+        ended, ran_out = threading.Event(), threading.Event()
         # Idempotent: a broker that is killed must not get a record twice.
         options = {"message.max.bytes": LARGEST_RECORD_BYTES, "enable.idempotence": True}
         producer = Producer(self.client(**options))
@@ -161,8 +178,11 @@ class Deployment(Kafka):
 
         def write() -> None:
             while not ended.wait(0.05):
-                for partition, value in islice(records, PER_TICK):
+                tick = list(islice(records, PER_TICK))
+                for partition, value in tick:
                     producer.produce(topic, value, partition=partition, on_delivery=written)
+                if not tick:
+                    ran_out.set()
                 producer.poll(0)
 
         thread = threading.Thread(target=write)
@@ -173,6 +193,7 @@ class Deployment(Kafka):
             ended.set()
             thread.join(CLIENT_WITHIN_S)
             assert producer.flush(CLIENT_WITHIN_S) == 0, f"not all of {topic} was written"
+            assert not ran_out.is_set(), "the records ran out: what was waited for could not come"
 
 
 #: 20 ticks a second: 1000 records a second, which are 10 s of event time.

@@ -16,11 +16,18 @@ from pathlib import Path
 from flink_jobs.rest import ENDED
 from tests.cluster.deploy import Deployment
 from tests.kafka.jobs import COMMITTED, WRITTEN
-from tests.runs import python_workers, wait_until
+from tests.runs import is_alive, python_workers, wait_until
 
 SOON_S = 120
 #: So many events come in a fifth of a second, and a checkpoint is taken every half.
 UNCOMMITTED = 200
+#: What makes a job fail soon when its broker is away.
+IMPATIENT = {
+    "request.timeout.ms": 2_000,
+    "default.api.timeout.ms": 3_000,
+    "delivery.timeout.ms": 3_000,
+    "max.block.ms": 3_000,
+}
 #: From and to: the records of a partition that were in an open transaction.
 Open = dict[tuple[str, int], tuple[int, int]]
 
@@ -34,6 +41,12 @@ def worker_is_killed(deployment: Deployment, job: str) -> str:
 
 
 def taskmanager_is_killed(deployment: Deployment, job: str) -> str:
+    """It alone: its workers are left without it, and end by themselves."""
+    taskmanager = deployment.cluster.pid("taskmanager")
+    workers = python_workers(taskmanager)
+    assert workers, "no worker was found"
+    os.kill(taskmanager, signal.SIGKILL)
+    wait_until("the workers' end", lambda: not any(map(is_alive, workers)), SOON_S)
     deployment.cluster.kill("taskmanager")
     deployment.cluster.start_taskmanager()
     return job
@@ -51,6 +64,23 @@ def broker_is_killed(deployment: Deployment, job: str) -> str:
     deployment.broker.kill()
     deployment.broker.start()
     return job
+
+
+def broker_is_away(deployment: Deployment, job: str) -> str:
+    """For longer than its clients have patience: the job fails, comes up without it, fails again.
+
+    Each time its sinks are closed without a broker. That was seen to end the TaskManager.
+    """
+    enough = restarts(deployment, job) + 2
+    deployment.broker.kill()
+    deployment.wait("two restarts without a broker", lambda: restarts(deployment, job) >= enough)
+    deployment.broker.start()
+    return job
+
+
+def restarts(deployment: Deployment, job: str) -> float:
+    """As Flink says; it has no answer until it has been asked a first time."""
+    return deployment.cluster.rest.metrics(f"/jobs/{job}", ["numRestarts"]).get("numRestarts", 0)
 
 
 def job_is_cancelled(deployment: Deployment, job: str) -> str:

@@ -18,6 +18,7 @@ from confluent_kafka import (
     Consumer,
     IsolationLevel,
     KafkaError,
+    KafkaException,
     Message,
     Producer,
     TopicPartition,
@@ -36,6 +37,14 @@ LARGEST_RECORD_BYTES = 8_000_000
 SHORT = {"JVM_ARGS": "-XX:TieredStopAtLevel=1"}
 COMMITTED = IsolationLevel.READ_COMMITTED
 WRITTEN = IsolationLevel.READ_UNCOMMITTED
+#: What a broker says of a partition that it has not taken up yet.
+NOT_YET = {
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+}
 READ_COMMITTED = {
     "group.id": "unused",
     "isolation.level": "read_committed",
@@ -146,7 +155,25 @@ class Kafka:
         ]
 
     def ends(self, prefix: str, isolation: IsolationLevel) -> dict[tuple[str, int], int]:
-        """Where the partitions of some topics end: up to the first open transaction, or wholly."""
+        """Where the partitions of some topics end: up to the first open transaction, or wholly.
+
+        A broker that has just come back answers before it has taken up its partitions.
+        """
+        found: dict[tuple[str, int], int] = {}
+
+        def answered() -> bool:
+            try:
+                found.update(self._ends(prefix, isolation))
+            except KafkaException as error:
+                if error.args[0].code() not in NOT_YET:
+                    raise
+                return False
+            return True
+
+        wait_until(f"the ends of {prefix}", answered, CLIENT_WITHIN_S)
+        return found
+
+    def _ends(self, prefix: str, isolation: IsolationLevel) -> dict[tuple[str, int], int]:
         places = [
             TopicPartition(topic, number)
             for topic, number in self.places()

@@ -1,0 +1,53 @@
+"""A Python worker whose TaskManager is gone ends by itself.
+
+Mostly it notices that its connection is lost. One that does not (it was seen to hang) would keep
+its memory for good, because nobody knows of it any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+_LOOK_EVERY_S: Final = 1.0
+_THREAD: Final = "breakwater-orphan"
+_WORKER: Final = "pyflink.fn_execution.beam.beam_boot"
+
+
+def end_when_orphaned() -> None:
+    """Watch from now on, if this is a worker: PyFlink may run steps in the driver's process too."""
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if main is not None and main.name == _WORKER:
+        watch()
+
+
+def watch() -> None:
+    """End this process when those above it have changed; looks in a thread of its own.
+
+    The TaskManager starts a shell and the shell the worker, so both are looked at: the shell
+    outlives the TaskManager.
+    """
+    if all(thread.name != _THREAD for thread in threading.enumerate()):
+        threading.Thread(target=_watch, args=(_above(),), name=_THREAD, daemon=True).start()
+
+
+def _watch(born_below: tuple[int, int]) -> None:
+    while _above() == born_below:
+        time.sleep(_LOOK_EVERY_S)
+    # Not sys.exit: that ends a thread, and waits for those that hang.
+    os._exit(1)
+
+
+def _above() -> tuple[int, int]:
+    """The parent, and the parent's parent where the system tells (Linux)."""
+    parent = os.getppid()
+    try:
+        stat = Path(f"/proc/{parent}/stat").read_text()
+    except OSError:
+        return parent, 0
+    # pid (name) state ppid ...: the name may hold anything.
+    return parent, int(stat.rpartition(")")[2].split()[1])
