@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flink_jobs.restarts import restart_options
-from flink_jobs.settings import KafkaSettings, Settings, SourceSettings
+from flink_jobs.setting_tables import KafkaSettings, Settings, SourceSettings
 
 GIVES_UP = "restart-strategy.exponential-delay.attempts-before-reset-backoff"
 
