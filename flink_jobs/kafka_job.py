@@ -29,7 +29,7 @@ from flink_jobs.kafka_admin import SHADED, KafkaAdmin, KafkaError
 from flink_jobs.main import define_workflow, flink_options, intake_rules
 from flink_jobs.settings import Settings, load_settings
 from operators.intake import UNREADABLE, IntakeRules
-from operators.kafka_sinks import KafkaSinks
+from operators.kafka_sinks import MAX_REQUEST_BYTES, KafkaSinks
 from operators.kafka_source import KafkaBatches, KafkaSource, empty_partition, open_partition
 from operators.rules.failure import CATEGORIES, queue_of
 from operators.rules.splits import FileProgress
@@ -252,7 +252,7 @@ def _bounded(rules: IntakeRules, max_message_bytes: int | None) -> IntakeRules:
             f"an output topic has max.message.bytes = {max_message_bytes}: dead letters with all "
             f"their reasons may not fit; raise it to at least {_LEAST_MESSAGE_BYTES}"
         )
-    most = max_message_bytes - _LINE_EXTRA_BYTES
+    most = min(max_message_bytes, MAX_REQUEST_BYTES) - _LINE_EXTRA_BYTES
     return replace(
         rules,
         max_record_bytes=min(rules.max_record_bytes, most),

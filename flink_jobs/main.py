@@ -113,6 +113,8 @@ def refuse_used_folder(output: Path, env: StreamExecutionEnvironment) -> None:
     Raises:
         UserError: there is something in the folder, and the job begins anew.
     """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {output} is a file; name a folder", WRONG_CALL)
     if not output.is_dir() or not any(output.iterdir()):
         return
     option = get_gateway().jvm.org.apache.flink.configuration.StateRecoveryOptions.SAVEPOINT_PATH
@@ -218,7 +220,7 @@ def define_workflow(
     )
     sinks.add("late_events", late, LINE)
 
-    # Windows are Flink SQL, over the events as intake has added them up by key, window and batch.
+    # Windows are Flink SQL, over the events as intake has added them up, an element at a time.
     sinks.add("user_windows", _windows(table_env, events, rules.contract, windows), WINDOW_LINE)
 
     # The books: what came in and was turned away; what was processed, windowed and late.

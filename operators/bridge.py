@@ -46,7 +46,6 @@ _INTERNALS: Final = (
     "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
     "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
     "org.apache.flink.formats.raw.RawFormatSerializationSchema",
-    "org.apache.flink.streaming.runtime.operators.sink.SinkWriterOperator",
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory",
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser",
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken",
@@ -54,6 +53,11 @@ _INTERNALS: Final = (
     "org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper",
     "net.jpountz.lz4.LZ4Factory",
     "net.jpountz.lz4.LZ4SafeDecompressor",
+)
+#: Private fields that KafkaLines.java reaches for, by class.
+_INTERNAL_FIELDS: Final = (
+    ("org.apache.flink.streaming.runtime.tasks.StreamTask", "operatorChain"),
+    ("org.apache.flink.streaming.runtime.operators.sink.SinkWriterOperator", "sinkWriter"),
 )
 
 
@@ -65,16 +69,19 @@ def require_bridge() -> None:
     """Fail at start, in one line, when this Flink lacks what the bridge needs.
 
     Raises:
-        BridgeError: names the missing class and the Flink version that has it.
+        BridgeError: names the missing class or field and the Flink version that has it.
     """
     jvm = get_gateway().jvm
     loader = jvm.Thread.currentThread().getContextClassLoader()
-    for name in _INTERNALS:
+    for name, field in (*((name, "") for name in _INTERNALS), *_INTERNAL_FIELDS):
         try:
-            jvm.Class.forName(name, False, loader)
+            found = jvm.Class.forName(name, False, loader)
+            if field:
+                found.getDeclaredField(field)
         except Py4JError as error:
+            missing = f"field {field} of {name}" if field else f"class {name}"
             raise BridgeError(
-                f"Flink's class {name} is missing: Breakwater's bridge was built for apache-flink "
+                f"Flink's {missing} is missing: Breakwater's bridge was built for apache-flink "
                 "2.3, install the version in constraints.txt"
             ) from error
 
@@ -157,7 +164,7 @@ def join_lines(
         lines: rows of the type, or rows of `ACCEPTED` or of a `packed_type`.
         row: the first field is the line, ended by a newline; the next ones name the partition.
         uid: uid and name of the step.
-        max_records: lines after which the blocks are handed on.
+        max_records: rows after which the blocks are handed on; packed lines are one row.
         max_bytes: bytes after which they are.
         max_age_ms: how long the first line waits at most.
         partition_fields: how many fields name the partition.

@@ -14,14 +14,16 @@ from operators.bridge import kafka_lines, kafka_records, kafka_values
 from operators.sinks import Output, Sinks
 
 ENVELOPES: Final = ("dead_letters", "quarantine")
+#: The topic's own limit counts, up to this: the start looks at both, and envelopes are cut to fit.
+#: It is all the memory that a producer has (`buffer.memory`): it refuses what is longer.
+MAX_REQUEST_BYTES: Final = 33_554_432
 #: Producers that write many small records want larger batches than Kafka's defaults; what waits is
 #: sent with the checkpoint in any case.
 _TUNING: Final = {
     "linger.ms": "20",
     "batch.size": "262144",
     "compression.type": "lz4",
-    # The topic's own limit is the only one: the start looks at it, and envelopes are cut to fit.
-    "max.request.size": "67108864",
+    "max.request.size": str(MAX_REQUEST_BYTES),
     # A task that fails while the broker is away waits so long for each of its sinks, one after the
     # other; Flink ends the TaskManager when that takes three minutes (task.cancellation.timeout).
     "max.block.ms": "30000",

@@ -29,25 +29,31 @@ def watch() -> None:
     """End this process when those above it have changed; looks in a thread of its own.
 
     The TaskManager starts a shell and the shell the worker, so both are looked at: the shell
-    outlives the TaskManager.
+    outlives the TaskManager. One that died before this was called is not missed here: then it is
+    the connection that the worker cannot make.
     """
     if all(thread.name != _THREAD for thread in threading.enumerate()):
         threading.Thread(target=_watch, args=(_above(),), name=_THREAD, daemon=True).start()
 
 
-def _watch(born_below: tuple[int, int]) -> None:
-    while _above() == born_below:
+def _watch(born_below: tuple[int, int | None]) -> None:
+    parent, above = born_below
+    while os.getppid() == parent and (above is None or _parent_of(parent) in (above, None)):
         time.sleep(_LOOK_EVERY_S)
     # Not sys.exit: that ends a thread, and waits for those that hang.
     os._exit(1)
 
 
-def _above() -> tuple[int, int]:
-    """The parent, and the parent's parent where the system tells (Linux)."""
+def _above() -> tuple[int, int | None]:
     parent = os.getppid()
+    return parent, _parent_of(parent)
+
+
+def _parent_of(pid: int) -> int | None:
+    """A process's parent; None where the system does not tell (not Linux, no file left to open)."""
     try:
-        stat = Path(f"/proc/{parent}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return parent, 0
+        return None
     # pid (name) state ppid ...: the name may hold anything.
-    return parent, int(stat.rpartition(")")[2].split()[1])
+    return int(stat.rpartition(")")[2].split()[1])

@@ -7,9 +7,10 @@
  * closed goes to the late output, line by line, so that nothing reaches the windows that they would
  * drop without a word (the same comparison as Flink's TimeWindowUtil.isWindowFired). To the counts
  * output go JSON lines for Books.java, one a source partition of the batch: what was processed, let
- * through, and late. Processed are counted by their times, late ones by line, what is let through by what
- * the windows get, where the partials of several partitions are one: of those the partitions have what is not late,
- * and the first has what is missing or too much, if ever something is, so that the books show it.
+ * through, and late. Processed events are counted by their times, late ones by line, those let through by
+ * what the windows get. The windows' partials are of all partitions together: each partition is said to
+ * have let through what is not late of it, and the first one has the difference to what the windows got,
+ * so that the books show it, if ever there is one.
  *
  * Keeps no state: the watermark comes again after a restart (Marks), before any batch does.
  */

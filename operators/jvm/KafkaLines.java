@@ -38,7 +38,8 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
   /*
    * A task that fails closes its sinks, whose transactions are aborted then. When the broker is away that
    * throws after max.block.ms, and an exception at this place ends the whole TaskManager: nothing would
-   * take the job up again. The sinks behind this step have been opened before it.
+   * take the job up again. The sinks behind this step have been opened before it; without chaining
+   * (pipeline.operator-chaining.enabled = false) they are in other tasks, and have no guard.
    */
   private void guardWriters() throws Exception {
     java.lang.reflect.Field chain = StreamTask.class.getDeclaredField("operatorChain");
@@ -94,6 +95,9 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
       } catch (Exception error) {
         if (!task.isFailing() && !task.isCanceled()) {
           throw error;
+        }
+        if (error instanceof InterruptedException) {
+          Thread.currentThread().interrupt();
         }
         org.slf4j.LoggerFactory.getLogger(KafkaLines.class)
             .warn("a sink of a task that has failed was not closed in order", error);

@@ -321,3 +321,7 @@ def test_a_flink_without_the_internals_is_refused_in_one_line(
     monkeypatch.setattr(bridge, "_INTERNALS", ("org.apache.flink.NoSuchClass",))
     with pytest.raises(bridge.BridgeError, match=r"NoSuchClass is missing.*constraints\.txt"):
         bridge.require_bridge()
+    monkeypatch.setattr(bridge, "_INTERNALS", ())
+    monkeypatch.setattr(bridge, "_INTERNAL_FIELDS", (("java.lang.Thread", "noSuchField"),))
+    with pytest.raises(bridge.BridgeError, match=r"field noSuchField of java.lang.Thread is missi"):
+        bridge.require_bridge()
