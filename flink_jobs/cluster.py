@@ -21,13 +21,12 @@ from flink_jobs.errors import UserError
 from flink_jobs.java import find_java
 from flink_jobs.output import wait_a_moment
 from flink_jobs.rest import Rest, RestError
-from flink_jobs.submit import flink_home
+from flink_jobs.submit import SHORT_LIVED_JVM, flink_home
 from flink_jobs.tied import tied
 
 ANSWERS_WITHIN_S: Final = 180.0
 STOPS_WITHIN_S: Final = 30.0
 _LOG_TAIL_CHARS: Final = 300
-_JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 #: Small heaps. A lost TaskManager is noticed at once by its connection; the heartbeat is patient,
 #: because a machine that is busy may stop ours for long. Metrics are at most a second old.
@@ -43,8 +42,8 @@ _OPTIONS: Final = {
     # Each submitted job loads its own PyFlink and connector, and some of that is never let go.
     "taskmanager.memory.jvm-metaspace.size": "800m",
     "taskmanager.memory.managed.fraction": "0.2",
-    "env.java.opts.jobmanager": _JVM,
-    "env.java.opts.taskmanager": _JVM,
+    "env.java.opts.jobmanager": SHORT_LIVED_JVM,
+    "env.java.opts.taskmanager": SHORT_LIVED_JVM,
     "heartbeat.interval": "1000",
     "heartbeat.timeout": "15000",
     "metrics.fetcher.update-interval": "1000",

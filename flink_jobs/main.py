@@ -26,6 +26,7 @@ from pyflink.table.types import RowType
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.faults import one_line
 from flink_jobs.files import line_limits, plan_files
+from flink_jobs.output import refuse_file
 from flink_jobs.restarts import restart_options
 from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
@@ -113,8 +114,7 @@ def refuse_used_folder(output: Path, env: StreamExecutionEnvironment) -> None:
     Raises:
         UserError: there is something in the folder, and the job begins anew.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file; name a folder", WRONG_CALL)
+    refuse_file(output)
     if not output.is_dir() or not any(output.iterdir()):
         return
     option = get_gateway().jvm.org.apache.flink.configuration.StateRecoveryOptions.SAVEPOINT_PATH

@@ -97,8 +97,7 @@ class OutputFolder:
         return "remains" if self.state.is_dir() else "strangers"
 
     def _check(self, mode: Mode) -> None:
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"output {self.root} is not a folder: choose another", WRONG_CALL)
+        refuse_file(self.root)
         content = self.content()
         if mode == "new" and content == "run":
             raise UserError(
@@ -190,6 +189,16 @@ class OutputFolder:
         shutil.rmtree(self.log, ignore_errors=True)
         self.progress.unlink(missing_ok=True)
         self._run_mark.unlink(missing_ok=True)
+
+
+def refuse_file(output: Path) -> None:
+    """Refuse an output that is there and is no folder.
+
+    Raises:
+        UserError: it is.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {output} is not a folder: choose another", WRONG_CALL)
 
 
 def is_our_jvm(pid: int) -> bool:

@@ -24,8 +24,9 @@ from flink_jobs.rest import Rest, reason_of
 
 SUBMITTED_WITHIN_S: Final = 180.0
 ENTRY: Final = "flink_jobs.on_cluster"
-#: Flink's client runs for some seconds: compiling for the peak, and in parallel, does not pay.
-_CLIENT_JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+#: For a Java that runs for seconds, as Flink's client: compiling for the peak, and collecting in
+#: parallel, does not pay.
+SHORT_LIVED_JVM: Final = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 class SubmitError(UserError):
@@ -183,7 +184,7 @@ def _environment(environ: Mapping[str, str], java: Path, folder: Path) -> dict[s
     """The client's: no other Flink, our code from the package only, its log out of the way."""
     strangers = ("FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR", "PYTHONPATH")
     return {
-        "JVM_ARGS": _CLIENT_JVM,
+        "JVM_ARGS": SHORT_LIVED_JVM,
         **{name: value for name, value in environ.items() if name not in strangers},
         "JAVA_HOME": str(java),
         "FLINK_HOME": str(flink_home()),

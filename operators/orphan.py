@@ -33,20 +33,16 @@ def watch() -> None:
     the connection that the worker cannot make.
     """
     if all(thread.name != _THREAD for thread in threading.enumerate()):
-        threading.Thread(target=_watch, args=(_above(),), name=_THREAD, daemon=True).start()
+        parent = os.getppid()
+        above = parent, _parent_of(parent)
+        threading.Thread(target=_watch, args=above, name=_THREAD, daemon=True).start()
 
 
-def _watch(born_below: tuple[int, int | None]) -> None:
-    parent, above = born_below
+def _watch(parent: int, above: int | None) -> None:
     while os.getppid() == parent and (above is None or _parent_of(parent) in (above, None)):
         time.sleep(_LOOK_EVERY_S)
     # Not sys.exit: that ends a thread, and waits for those that hang.
     os._exit(1)
-
-
-def _above() -> tuple[int, int | None]:
-    parent = os.getppid()
-    return parent, _parent_of(parent)
 
 
 def _parent_of(pid: int) -> int | None:

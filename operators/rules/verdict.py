@@ -322,6 +322,7 @@ class _FieldCheck:
 
     def complaint(self, value: Any, latest_ms: int) -> tuple[str, str] | None:
         """Error type and reason why a value that msgspec takes is still no good."""
+        # Most often the time is good, and one conversion says so.
         if self._is_event_time and MIN_EPOCH_MS <= epoch_ms(value) <= latest_ms <= MAX_EPOCH_MS:
             return None
         column = self.column

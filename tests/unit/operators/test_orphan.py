@@ -52,19 +52,11 @@ def end(taskmanager: subprocess.Popen[str], *others: int) -> None:
     taskmanager.communicate(timeout=60)
 
 
-def test_a_worker_ends_when_its_taskmanager_is_killed() -> None:
+@pytest.mark.parametrize("killed", ["taskmanager", "shell"])
+def test_a_worker_ends_when_one_above_it_is_killed(killed: str) -> None:
     taskmanager, shell, worker = family("orphan.watch()")
     try:
-        taskmanager.kill()
-        wait_until("the worker's end", lambda: not is_alive(worker), 20)
-    finally:
-        end(taskmanager, shell, worker)
-
-
-def test_a_worker_ends_when_only_its_shell_is_killed() -> None:
-    taskmanager, shell, worker = family("orphan.watch()")
-    try:
-        os.kill(shell, signal.SIGKILL)
+        os.kill({"taskmanager": taskmanager.pid, "shell": shell}[killed], signal.SIGKILL)
         wait_until("the worker's end", lambda: not is_alive(worker), 20)
     finally:
         end(taskmanager, shell, worker)
