@@ -30,7 +30,6 @@ def run_here(
     start: Callable[[dict[str, str]], JobClient],
     advice: str | None = None,
     *,
-    for_long: bool = True,
     at_end: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a job on this machine whose input and output are elsewhere, until it ends or Ctrl-C.
@@ -39,7 +38,6 @@ def run_here(
         state: folder for checkpoints and logs; a job goes on from the newest checkpoint there.
         start: starts the job with the Flink options that this place needs.
         advice: what to say when it was stopped; how to go on, if it is not given.
-        for_long: whether it runs long enough for Java to compile for its peak: half a minute.
         at_end: called when the job has come to its end, while Java is still there.
 
     Returns:
@@ -56,7 +54,7 @@ def run_here(
         one_line(f"the run with its state in {folder.root} failed"),
         folder.claim("new"),
         interruptible() as interrupt,
-        flink_process(folder, java, for_long=for_long) as tmp,
+        flink_process(folder, java) as tmp,
         console.status("starting Flink") as status,
     ):
         if not interrupt.requested:

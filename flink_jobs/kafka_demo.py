@@ -154,7 +154,6 @@ def _demo(
         folder / "state",
         _starter(settings, jar),
         advice="",
-        for_long=False,
         at_end=lambda: ended.append((time.monotonic() - began, _audit(topics, settings, jar))),
     )
     if code:

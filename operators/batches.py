@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +38,7 @@ _IPC_IN: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
 @dataclass(frozen=True)
 class SplitMark:
-    """Which piece of a planned partition a batch holds; travels as metadata of the batch.
+    """Which piece of a planned partition a batch holds.
 
     Attributes:
         partition: name of the partition, the file's path.
@@ -50,23 +49,6 @@ class SplitMark:
     partition: str
     ordinal: int
     last: bool
-
-    def metadata(self) -> dict[str, str]:
-        """As the metadata of an Arrow schema."""
-        return {
-            "partition": self.partition,
-            "split": str(self.ordinal),
-            "last": str(int(self.last)),
-        }
-
-    @classmethod
-    def of(cls, metadata: Mapping[bytes, bytes] | None) -> SplitMark | None:
-        """Read back; None for a batch of a source without planned partitions."""
-        if not metadata or b"split" not in metadata:
-            return None
-        return cls(
-            metadata[b"partition"].decode(), int(metadata[b"split"]), metadata[b"last"] == b"1"
-        )
 
 
 @dataclass(frozen=True)

@@ -323,7 +323,7 @@ def kafka_batch(
 
     Args:
         table_env: the table environment the table belongs to.
-        table: payload, key, topic, partition, offset, timestamp, headers.
+        table: payload, key, topic, partition, headers, offset, timestamp.
         records: the type of a batch's rows.
         uid: uid and name of the step; the source's is the same with ``-source``.
         parallelism: of both.

@@ -40,9 +40,9 @@ _COLUMNS: Final = (
     "record_key",
     "topic",
     "partition",
+    "headers",
     "offset",
     "timestamp",
-    "headers",
 )
 _DISCOVERY_MS: Final = 30_000
 #: For Marks.java: a topic's partition has no known end; it has records that will be read first, or
@@ -117,7 +117,7 @@ class KafkaSource:
         limits = self.limits
         return kafka_batch(
             table_env,
-            # Selected, the metadata are columns like the others.
+            # Selected, the metadata are columns like the others, and no row is copied for it.
             table_env.from_descriptor(self._descriptor()).select(*map(col, _COLUMNS)),
             record_type(),
             uid="kafka",
@@ -187,21 +187,22 @@ def record_type() -> DataType:
 
 
 def _table_schema() -> Schema:
-    """What KafkaBatcher.java takes, in its order.
+    """What KafkaBatcher.java takes.
 
-    All may be null, also what Kafka always gives: else Flink would check each record for it.
+    In the order and with the types that the connector has them: else Flink would copy each row,
+    with its texts and its headers, into another one.
     """
     return (
         Schema.new_builder()
         .column("payload", DataTypes.BYTES())
         .column("record_key", DataTypes.BYTES())
-        .column_by_metadata("topic", DataTypes.STRING(), None, True)
-        .column_by_metadata("partition", DataTypes.INT(), None, True)
-        .column_by_metadata("offset", DataTypes.BIGINT(), None, True)
-        .column_by_metadata("timestamp", DataTypes.TIMESTAMP_LTZ(3), None, True)
+        .column_by_metadata("topic", DataTypes.STRING().not_null(), None, True)
+        .column_by_metadata("partition", DataTypes.INT().not_null(), None, True)
+        .column_by_metadata("offset", DataTypes.BIGINT().not_null(), None, True)
+        .column_by_metadata("timestamp", DataTypes.TIMESTAMP_LTZ(3).not_null(), None, True)
         .column_by_metadata(
             "headers",
-            DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES()),
+            DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES()).not_null(),
             None,
             True,
         )

@@ -45,10 +45,7 @@ class Origin:
     @classmethod
     def of_batch(cls, batch: pa.RecordBatch) -> Origin:
         """Read the coordinates of a batch of `RECORDS`."""
-        mark = SplitMark.of(batch.schema.metadata)
         offsets = batch.column("source_offset").to_numpy().tolist()
-        if mark is not None:
-            return cls.of_split(mark, offsets)
         topics = batch.column("source_topic").dictionary_encode()
         numbers = batch.column("source_partition").to_numpy().astype(np.int64)
         pairs = topics.indices.to_numpy().astype(np.int64) << 32 | numbers

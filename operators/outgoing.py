@@ -65,8 +65,8 @@ class Accepted:
         self._progress += origin.progress(rows, times)
         self._times.append(times)
         self._lines.append(pack_lines(lines))
+        self.size += len(self._lines[-1])
         self._columns.append(self._event_type.window_columns(events, self._window_ms))
-        self.size += len(lines)
 
     def row(self) -> Row:
         """All of it."""

@@ -14,6 +14,9 @@ from operators.batches import SplitMark, from_bytes
 from operators.origin import Origin
 from operators.rules.splits import Lines
 
+#: The JVM is best served with large batches; of so many records the objects fit a core's cache.
+PIECE_RECORDS: Final = 8192
+
 
 class Oddity(NamedTuple):
     """What the source has already found about a record.
@@ -113,8 +116,10 @@ def _values(column: pa.Array) -> list[bytes]:
     _, ends, data = column.buffers()
     if not len(column) or data is None:  # none, or all of them are empty
         return [b""] * len(column)
-    at = np.frombuffer(ends, np.int32, len(column) + 1, column.offset * 4).tolist()
-    whole = data.to_pybytes()
+    bounds = np.frombuffer(ends, np.int32, len(column) + 1, column.offset * 4)
+    first = int(bounds[0])
+    at = (bounds - first).tolist()
+    whole = data.slice(first, at[-1]).to_pybytes()
     values = [whole[begin:end] for begin, end in pairwise(at)]
     if column.null_count:
         for row in np.flatnonzero(column.is_null()):
@@ -137,5 +142,8 @@ class BatchReader:
         """Nothing to get ready."""
 
     def read(self, element: bytes) -> Iterable[Records]:
-        """The batch."""
-        yield Records.of_batch(from_bytes(element), is_bounded=self.is_bounded)
+        """The batch, a piece at a time."""
+        batch = from_bytes(element)
+        for first in range(0, batch.num_rows, PIECE_RECORDS):
+            piece = batch.slice(first, PIECE_RECORDS)
+            yield Records.of_batch(piece, is_bounded=self.is_bounded)

@@ -1,7 +1,7 @@
 /**
  * Rows of Flink's Kafka source to Arrow batches of records.
  *
- * Input: RowData(payload, key, topic, partition, offset, timestamp, headers), as kafka_source.py orders
+ * Input: RowData(payload, key, topic, partition, headers, offset, timestamp), as kafka_source.py orders
  * them; a tombstone's payload is null. Output: byte[], an Arrow IPC stream of one batch whose columns
  * are those of batches.RECORDS; what a topic does not have (a cut payload, a fault) is null.
  *
@@ -50,12 +50,12 @@ public class KafkaBatcher extends Flushing {
     record.setField(KEY, key);
     record.setField(TOPIC, topic(row.getString(2).toString()));
     record.setField(PARTITION, Integer.valueOf(row.getInt(3)));
-    record.setField(OFFSET, Long.valueOf(row.getLong(4)));
-    record.setField(TIMESTAMP, row.isNullAt(5) ? null
-        : Long.valueOf(row.getTimestamp(5, 3).getMillisecond()));
+    record.setField(OFFSET, Long.valueOf(row.getLong(5)));
+    record.setField(TIMESTAMP, row.isNullAt(6) ? null
+        : Long.valueOf(row.getTimestamp(6, 3).getMillisecond()));
     if (type.getFieldCount() > HEADERS) {
       // Most records have none: a null costs less than an empty map.
-      record.setField(HEADERS, row.isNullAt(6) || row.getMap(6).size() == 0 ? null : row.getMap(6));
+      record.setField(HEADERS, row.isNullAt(4) || row.getMap(4).size() == 0 ? null : row.getMap(4));
     }
     write();
     added((payload == null ? 0L : (long) payload.length) + (key == null ? 0L : (long) key.length));

@@ -52,8 +52,9 @@ def collect(stream: Any) -> list[Any]:
 
 #: Rows as the Kafka source has them, of payloads.
 AS_RECORDS = (
-    "SELECT CAST({payload} AS BYTES), CAST(NULL AS BYTES), 't', 0, CAST(0 AS BIGINT), "
-    "CAST(NULL AS TIMESTAMP_LTZ(3)), CAST(NULL AS MAP<STRING, BYTES>) FROM {table}"
+    "SELECT CAST({payload} AS BYTES), CAST(NULL AS BYTES), 't', 0, "
+    "CAST(NULL AS MAP<STRING, BYTES>), CAST(0 AS BIGINT), CAST(NULL AS TIMESTAMP_LTZ(3)) "
+    "FROM {table}"
 )
 
 

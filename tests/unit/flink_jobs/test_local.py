@@ -204,15 +204,6 @@ def test_the_users_own_java_options_come_after_ours_and_win(tmp_path):
     assert f"-Djava.io.tmpdir={tmp_path}" in found["JVM_ARGS"]
 
 
-@pytest.mark.parametrize("for_long", [False, True])
-def test_java_compiles_for_its_peak_only_where_a_job_runs_for_long(
-    tmp_path: Path, for_long: bool
-) -> None:
-    java = Java(tmp_path, 17, "", "")
-    found = environment(OutputFolder(tmp_path), tmp_path, java, {}, for_long=for_long)
-    assert ("-XX:TieredStopAtLevel=1" in found["JVM_ARGS"].split(" ")) is not for_long
-
-
 # --- waiting for the end of a job -----------------------------------------------------------------
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.batches import (
     RECORDS,
     Progress,
-    SplitMark,
     from_bytes,
     pack_lines,
     pack_progress,
@@ -38,22 +36,16 @@ ROWS = st.fixed_dictionaries(
         "headers": st.none() | st.lists(st.tuples(TEXTS, st.none() | st.binary())),
     }
 )
-MARKS = st.builds(SplitMark, PARTITIONS, st.integers(0, 2**40), st.booleans())
 
 
 # --- bytes and back
 
 
-@given(st.lists(ROWS, max_size=5), st.none() | MARKS)
-def test_a_batch_of_records_comes_back_from_its_bytes_with_its_mark(
-    rows: list[dict[str, object]], mark: SplitMark | None
-) -> None:
-    schema = RECORDS.with_metadata(mark.metadata()) if mark else RECORDS
-    batch = pa.RecordBatch.from_pylist(rows, schema)
-    back = from_bytes(to_bytes(batch))
-    assert back.schema.equals(schema, check_metadata=True)
+@given(st.lists(ROWS, max_size=5))
+def test_a_batch_of_records_comes_back_from_its_bytes(rows: list[dict[str, object]]) -> None:
+    back = from_bytes(to_bytes(pa.RecordBatch.from_pylist(rows, RECORDS)))
+    assert back.schema.equals(RECORDS)
     assert back.to_pylist() == rows
-    assert SplitMark.of(back.schema.metadata) == mark
 
 
 def test_an_empty_batch_comes_back_from_its_bytes() -> None:
@@ -67,18 +59,6 @@ def test_a_slice_of_a_batch_is_sent_without_the_rest() -> None:
     data = to_bytes(batch.slice(2, 1))
     assert from_bytes(data).to_pylist() == [{"line": b"b"}]
     assert len(data) < 10_000
-
-
-@pytest.mark.parametrize("metadata", [None, {}, {b"other": b"1"}])
-def test_a_batch_of_a_source_without_splits_has_no_mark(
-    metadata: dict[bytes, bytes] | None,
-) -> None:
-    assert SplitMark.of(metadata) is None
-
-
-@given(MARKS)
-def test_a_mark_comes_back_from_the_metadata_of_a_schema(mark: SplitMark) -> None:
-    assert SplitMark.of(ONE_COLUMN.with_metadata(mark.metadata()).metadata) == mark
 
 
 # --- progress

@@ -31,7 +31,7 @@ from operators.batches import (
 from operators.bridge import ACCEPTED, BYTES
 from operators.events import partials_schema
 from operators.intake import Intake, IntakeRules
-from operators.origin import MAX_SPANS, spans_of
+from operators.origin import MAX_SPANS, Origin, spans_of
 from operators.outgoing import (
     COUNTS_TAG,
     DEAD_LETTER_FOLDERS,
@@ -39,7 +39,7 @@ from operators.outgoing import (
     QUARANTINE_FOLDERS,
     QUARANTINE_TAG,
 )
-from operators.records import BatchReader, Records
+from operators.records import Records
 from operators.rules.contract import Contract, load_contract
 from operators.rules.poison import PoisonPattern, PoisonRules
 from operators.rules.splits import UNKNOWN_MS
@@ -89,11 +89,30 @@ def rules_of(path: tuple[str, ...], poison: PoisonRules = NONE) -> IntakeRules:
     )
 
 
+class Marked:
+    """A reader of batches of records that may say which piece of a planned partition they are."""
+
+    def open(self) -> None:
+        """Nothing to get ready."""
+
+    def read(self, element: bytes) -> Iterator[Records]:
+        batch = from_bytes(element)
+        records = Records.of_batch(batch)
+        if batch.schema.metadata:
+            mark = msgspec.json.decode(batch.schema.metadata[b"mark"], type=SplitMark)
+            records = of_split(records, mark)
+        yield records
+
+
+def of_split(records: Records, mark: SplitMark) -> Records:
+    return dataclasses.replace(records, origin=Origin.of_split(mark, records.origin.offsets))
+
+
 @functools.cache
 def intake(path: tuple[str, ...] = ECOMMERCE, poison: PoisonRules = NONE) -> Harness:
     """Intake in the strict harness; it has no state, so tests share it."""
     return Harness(
-        Intake(rules_of(path, poison), BatchReader()),
+        Intake(rules_of(path, poison), Marked()),
         input_type=BYTES,
         output_type=ACCEPTED,
         side_outputs=[DEAD_LETTER_TAG, QUARANTINE_TAG, COUNTS_TAG],
@@ -105,7 +124,7 @@ def batch_of(rows: list[dict[str, Any]], mark: SplitMark | None = None) -> pa.Re
     """A batch of records; where a row does not say, they are of one topic and counted from 0."""
     default = {"source_topic": "t", "source_partition": 0}
     full = [{**default, "source_offset": i, **row} for i, row in enumerate(rows)]
-    schema = RECORDS.with_metadata(mark.metadata()) if mark else RECORDS
+    schema = RECORDS.with_metadata({"mark": msgspec.json.encode(mark)}) if mark else RECORDS
     return pa.RecordBatch.from_pylist(full, schema)
 
 
@@ -644,7 +663,8 @@ class Thrice:
     def read(self, element: bytes) -> Iterator[Records]:
         for offset in (0, 100, 200):
             rows = [{**row, "source_offset": offset + i} for i, row in enumerate(rows_in(element))]
-            yield Records.of_batch(batch_of(rows, SplitMark("/in/a", 1, last=offset == 200)))
+            mark = SplitMark("/in/a", 1, last=offset == 200)
+            yield of_split(Records.of_batch(batch_of(rows)), mark)
 
 
 def rows_in(element: bytes) -> list[dict[str, Any]]:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from operators.batches import RECORDS, SplitMark, to_bytes
-from operators.records import BatchReader, Oddity, Records
+from operators.records import PIECE_RECORDS, BatchReader, Oddity, Records
 from operators.rules.splits import Lines, Oversized
 
 MARK = SplitMark("/in/a", 3, last=False)
@@ -36,8 +35,7 @@ def test_what_cannot_be_read_is_one_record_with_its_reason_and_place() -> None:
     assert records.odd == {0: Oddity(fault="cut")}
 
 
-@pytest.mark.parametrize("mark", [None, MARK])
-def test_a_batch_of_rows_becomes_the_records_that_it_holds(mark: SplitMark | None) -> None:
+def test_a_batch_of_rows_becomes_the_records_that_it_holds() -> None:
     place = {"source_topic": "/in/a", "source_partition": 0}
     rows: list[dict[str, Any]] = [
         {
@@ -52,9 +50,8 @@ def test_a_batch_of_rows_becomes_the_records_that_it_holds(mark: SplitMark | Non
         {**place, "source_offset": 6, "payload": b"y", "payload_bytes": 8, "checksum": "s"},
         {**place, "source_offset": 8, "payload": b"", "fault": "torn"},
     ]
-    schema = RECORDS.with_metadata(mark.metadata()) if mark else RECORDS
-    (records,) = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, schema)))
-    assert records.origin.mark == mark
+    (records,) = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, RECORDS)))
+    assert records.origin.mark is None
     assert records.origin.partitions == [("/in/a", 0)]
     assert records.origin.offsets == [4, 5, 6, 8]
     assert records.payloads == [b"x", b"", b"y", b""]
@@ -86,3 +83,24 @@ def test_rows_keep_their_partition_however_they_are_mixed() -> None:
         ("b", 0, 4),
         ("a", 2, 6),
     ]
+
+
+def test_a_large_batch_comes_in_pieces_that_hold_each_record_once() -> None:
+    n = PIECE_RECORDS + 2
+    rows = [
+        {
+            "source_topic": "t",
+            "source_partition": 0,
+            "source_offset": offset,
+            "payload": None if offset % 5 == 0 else b"%d" % offset,
+            "key": b"k%d" % offset,
+            "fault": "torn" if offset == n - 1 else None,
+        }
+        for offset in range(n)
+    ]
+    first, last = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, RECORDS)))
+    assert (len(first), len(last)) == (PIECE_RECORDS, 2)
+    assert first.origin.offsets + last.origin.offsets == list(range(n))
+    assert first.payloads + last.payloads == [row["payload"] or b"" for row in rows]
+    assert last.key(1) == b"k%d" % (n - 1)
+    assert (first.odd, last.odd) == ({}, {1: Oddity(fault="torn")})
