@@ -9,8 +9,8 @@ Programs, each on a skewed topic (60, 5, 26 and 9 % of the records), in turn:
 
 Start-up and the compiling of the first seconds drop out: what is compared is the slope between a
 short and a long topic. CPU time is that of the whole process tree; the broker's is shown apart.
-Then the time from append to output at a low rate, and with `--soak-minutes` memory and state over
-time at a constant load.
+Then the time from append to output at a low rate; memory and state over time at a constant load;
+and an outage of the broker for minutes, with all clients' own waits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 
 from bench.events import DATA
 from bench.kafka_latency import latency
+from bench.kafka_outage import outage
 from bench.kafka_setup import Place, place
 from bench.kafka_soak import soak
 from bench.measure import Cost, machine
 
-PARTS = ("throughput", "latency", "soak")
+PARTS = ("throughput", "latency", "soak", "outage")
 PROGRAMS = ("breakwater", "jvm_sql", "record_at_a_time_kafka", "handwritten")
 LABELS = {
     "breakwater": "Breakwater",
@@ -56,6 +57,8 @@ def main() -> int:
             latency(here, call.latency_rate, call.latency_seconds)
         if "soak" in call.parts:
             soak(here, call.soak_rate, call.soak_minutes, call.soak_warm_up_seconds)
+        if "outage" in call.parts:
+            outage(here, call.outage_rate, call.outage_minutes)
     return 0
 
 
@@ -76,6 +79,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--soak-minutes", type=float, default=20)
     # Until windows close as fast as they open, and Java has compiled what it will.
     parser.add_argument("--soak-warm-up-seconds", type=float, default=150)
+    parser.add_argument("--outage-rate", type=int, default=200, help="events a second")
+    parser.add_argument("--outage-minutes", type=float, default=4)
     return parser
 
 

@@ -32,7 +32,9 @@ class Load(threading.Thread):
         super().__init__(daemon=True)
         self.appended: dict[tuple[int, int], int] = {}
         self.sent = 0
-        self._producer = Producer({"bootstrap.servers": servers, "log_level": 0, "linger.ms": 0})
+        # A broker that is away is waited for.
+        patient = {"message.timeout.ms": 0, "log_level": 0}
+        self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 0, **patient})
         self._topic, self._rate, self._bad_every = (
             topic,
             rate,

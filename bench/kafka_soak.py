@@ -102,14 +102,19 @@ def state_mb(state: Path) -> dict[str, float]:
 
 def state_bytes(state: Path) -> int:
     """Size of the newest complete checkpoint; 0 without one."""
-    done = state.glob(".breakwater/checkpoints/*/chk-*/_metadata")
-    newest = max(done, key=lambda path: int(path.parent.name[4:]), default=None)
+    newest = newest_checkpoint(state)
     if newest is None:
         return 0
     size = 0
-    for file in newest.parent.iterdir():
+    for file in newest.iterdir():
         try:
             size += file.stat().st_size
         except OSError:
             continue  # a newer one has replaced it meanwhile
     return size
+
+
+def newest_checkpoint(state: Path) -> Path | None:
+    """The folder of the newest complete checkpoint."""
+    done = [path.parent for path in state.glob(".breakwater/checkpoints/*/chk-*/_metadata")]
+    return max(done, key=lambda folder: int(folder.name[4:]), default=None)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+import pytest
+
 from flink_jobs.generate import generate
 
 BREAKWATER = Path(sys.executable).with_name("breakwater")
@@ -115,6 +117,12 @@ def wait_until(what: str, condition: Callable[[], object], within_s: float = SOO
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
         time.sleep(0.05)
+
+
+def tell(capsys: pytest.CaptureFixture[str], what: str, took_s: float) -> None:
+    """Print it, whatever pytest catches."""
+    with capsys.disabled():
+        print(f"\n{what}: output again after {took_s:.1f} s")
 
 
 def checkpoints(output: Path) -> list[Path]:

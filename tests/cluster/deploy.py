@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from flink_jobs.cluster import Cluster
@@ -204,9 +203,3 @@ def job_in(said: str) -> str:
     found = re.findall(r"^job ([0-9a-f]{32})$", said, re.MULTILINE)
     assert found, said
     return str(found[-1])
-
-
-def tell(capsys: pytest.CaptureFixture[str], what: str, took_s: float) -> None:
-    """Print it, whatever pytest catches."""
-    with capsys.disabled():
-        print(f"\n{what}: output again after {took_s:.1f} s")

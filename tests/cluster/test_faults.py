@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.deploy import Deployment, tell
+from tests.cluster.deploy import Deployment
 from tests.cluster.faults import (
     IMPATIENT,
     broker_is_away,
@@ -34,6 +34,7 @@ from tests.cluster.faults import (
 )
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import skewed
+from tests.runs import tell
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(900)]
 

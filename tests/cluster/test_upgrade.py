@@ -13,10 +13,11 @@ import pytest
 
 from flink_jobs.package import Package
 from tests.cluster import variants
-from tests.cluster.deploy import Deployment, job_in, tell
+from tests.cluster.deploy import Deployment, job_in
 from tests.kafka.jobs import ROOT
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import skewed
+from tests.runs import tell
 
 pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -256,14 +257,33 @@ class Kafka:
         found = (self.folder / "state").glob(".breakwater/checkpoints/*/chk-*/_metadata")
         return max((int(path.parent.name.removeprefix("chk-")) for path in found), default=0)
 
-    def run_with_killed_workers(self, config: Path) -> None:
-        """Run the job to its end; in the middle, its Python workers are killed."""
+    def commits_again_s(self, job: subprocess.Popen[str], fault_at: float, seen: int) -> float:
+        """Seconds from a fault to the next checkpoint, with which output is committed.
+
+        Args:
+            job: must not have ended before.
+            fault_at: when it was, as `time.monotonic` says.
+            seen: the newest checkpoint before it.
+        """
+        wait_until("output again", lambda: self.checkpoint() > seen or job.poll() is not None)
+        assert self.checkpoint() > seen, "the job has ended"
+        return time.monotonic() - fault_at
+
+    def run_with_killed_workers(self, config: Path) -> float:
+        """Run the job to its end; in the middle, its Python workers are killed.
+
+        Returns:
+            Seconds until output was committed again.
+        """
         with self.started(config) as job:
             wait_until("a checkpoint", lambda: self.checkpoint() >= 2)
             workers = python_workers(job.pid)
             assert workers, "no worker was found"
+            seen, fault_at = self.checkpoint(), time.monotonic()
             for worker in workers:
                 os.kill(worker, signal.SIGKILL)
+            took_s = self.commits_again_s(job, fault_at, seen)
             said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
             assert job.returncode == 0, said
         self.settle()
+        return took_s

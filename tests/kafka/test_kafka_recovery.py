@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import uuid
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flink_jobs.broker import Broker
 from tests.kafka.jobs import RUN_ENDS_WITHIN_S, Kafka
 from tests.kafka.recount import CLOSER, all_windows_are_there, assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, event, lines, skewed
-from tests.runs import wait_until
+from tests.runs import tell, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
@@ -27,7 +28,9 @@ def filled(own_broker: Broker, tmp_path: Path) -> Kafka:
     return kafka
 
 
-def test_a_killed_driver_goes_on_from_its_checkpoint(filled: Kafka) -> None:
+def test_a_killed_driver_goes_on_from_its_checkpoint(
+    filled: Kafka, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Twice: the second time it was already a run that went on from a checkpoint."""
     filled.send(filled.topic("in"), [(p, event(CLOSER, 7200)) for p in range(4)])
     expected = expect(filled.sent)
@@ -36,9 +39,13 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(filled: Kafka) -> None:
         with filled.started(config) as job:
             wait_until("new checkpoints", lambda n=more: filled.checkpoint() >= n * 2)
             job.send_signal(signal.SIGKILL)
+            seen, fault_at = filled.checkpoint(), time.monotonic()
     before = len(filled.output("processed_events"))
     assert before < RECORDS * 0.9, "all was done before it was killed: this tests nothing"
+    counted_s = time.monotonic() - fault_at
     with filled.started(config) as job:
+        took_s = filled.commits_again_s(job, fault_at, seen) - counted_s
+        tell(capsys, "the driver is killed and started again", took_s)
         wait_until("all windows", lambda: all_windows_are_there(filled, expected), 200)
         job.send_signal(signal.SIGINT)
         assert "nothing is lost" in job.communicate(timeout=60)[0]
@@ -56,17 +63,21 @@ def test_a_run_that_ends_is_not_taken_up_again_since_it_would_never_end(filled: 
     assert 'kafka.end = "latest": such a run cannot go on from a checkpoint' in ended.stderr
 
 
-def test_a_killed_worker_costs_nothing(filled: Kafka) -> None:
-    filled.run_with_killed_workers(filled.settings())
+def test_a_killed_worker_costs_nothing(filled: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(capsys, "workers are killed", filled.run_with_killed_workers(filled.settings()))
     assert assert_topics_are_right(filled, expect(filled.sent)) > 0
 
 
-def test_a_killed_broker_that_comes_back_on_the_same_log_costs_nothing(filled: Kafka) -> None:
+def test_a_killed_broker_that_comes_back_on_the_same_log_costs_nothing(
+    filled: Kafka, capsys: pytest.CaptureFixture[str]
+) -> None:
     with filled.started(filled.settings()) as job:
         wait_until("a checkpoint", lambda: filled.checkpoint() >= 2)
+        seen, fault_at = filled.checkpoint(), time.monotonic()
         filled.broker.kill()
         assert job.poll() is None, "the run was over before the broker was killed"
         filled.broker.start()
+        tell(capsys, "the broker is killed", filled.commits_again_s(job, fault_at, seen))
         said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
         assert job.returncode == 0, said
     filled.settle()
