@@ -9,8 +9,8 @@ Programs, each on a skewed topic (60, 5, 26 and 9 % of the records), in turn:
 
 Start-up and the compiling of the first seconds drop out: what is compared is the slope between a
 short and a long topic. CPU time is that of the whole process tree; the broker's is shown apart.
-Then the time from append to output at a low rate; memory and state over time at a constant load;
-and an outage of the broker for minutes, with all clients' own waits.
+Then which threads take the CPU time; the time from append to output at a low rate; memory and state
+over time at a constant load; an outage of the broker for minutes, with all clients' own waits.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from bench.kafka_latency import latency
 from bench.kafka_outage import outage
 from bench.kafka_setup import Place, place
 from bench.kafka_soak import soak
+from bench.kafka_threads import threads
 from bench.measure import Cost, machine
 
-PARTS = ("throughput", "latency", "soak", "outage")
+PARTS = ("throughput", "threads", "latency", "soak", "outage")
 PROGRAMS = ("breakwater", "jvm_sql", "record_at_a_time_kafka", "handwritten")
 LABELS = {
     "breakwater": "Breakwater",
@@ -53,6 +54,8 @@ def main() -> int:
     with place(DATA / "kafka", call.parallelism, call.checkpoint_interval_ms) as here:
         if "throughput" in call.parts:
             throughput(here, call)
+        if "threads" in call.parts:
+            threads(here, call.long, call.users)
         if "latency" in call.parts:
             latency(here, call.latency_rate, call.latency_seconds)
         if "soak" in call.parts:

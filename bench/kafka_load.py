@@ -87,9 +87,15 @@ def running(
     here: Place, topic: str, prefix: str, more: str = ""
 ) -> Iterator[subprocess.Popen[Any]]:
     """Breakwater's job on a topic, until the caller is done."""
+    with started(here, here.settings(prefix, topic, end="never", more=more)) as process:
+        yield process
+
+
+@contextmanager
+def started(here: Place, config: Path) -> Iterator[subprocess.Popen[Any]]:
+    """Breakwater's job with some settings, until the caller is done."""
     state = state_folder(here)
     shutil.rmtree(state, ignore_errors=True)
-    config = here.settings(prefix, topic, end="never", more=more)
     job = ["-m", "flink_jobs.kafka_job", "--config", str(config), "--local", str(state)]
     process = subprocess.Popen([sys.executable, *job], stdout=subprocess.DEVNULL, env=environ())
     try:
