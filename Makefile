@@ -7,7 +7,7 @@ JARS := jars
 DEMO_EVENTS ?= 200000
 DOCKER ?= docker
 # For instance: make bench-kafka BENCH_KAFKA="--parts soak --soak-minutes 20"
-BENCH_KAFKA ?= --parts throughput latency soak
+BENCH_KAFKA ?= --parts throughput threads latency soak outage
 TESTS ?= tests/unit tests/kafka tests/minicluster tests/cluster
 
 .PHONY: help run kafka-demo test check bench bench-kafka jars image image-steps venv clean

@@ -33,7 +33,11 @@ class Load(threading.Thread):
         self.appended: dict[tuple[int, int], int] = {}
         self.sent = 0
         # A broker that is away is waited for.
-        patient = {"message.timeout.ms": 0, "log_level": 0}
+        patient = {
+            "message.timeout.ms": 0,
+            "queue.buffering.max.messages": 5_000_000,
+            "log_level": 0,
+        }
         self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 0, **patient})
         self._topic, self._rate, self._bad_every = (
             topic,

@@ -17,6 +17,7 @@ from operators.file_source import (
     list_file,
     open_listed,
 )
+from operators.records import PIECE_BYTES, PIECE_RECORDS
 from operators.rules.splits import ReadPlan, reading_order
 from operators.rules.times import epoch_ms
 from operators.rules.verdict import Judge, Rejection
@@ -57,12 +58,15 @@ def refuse_changed_files(plan: ReadPlan) -> None:
 
 
 def line_limits(settings: Settings) -> LineLimits:
-    """Bounds on lines and batches of the file source, from the settings."""
+    """Bounds on lines and batches of the file source, from the settings.
+
+    Its batches are made in the worker, so they are never larger than the pieces that it judges.
+    """
     return LineLimits(
         settings.source.max_record_bytes,
         settings.source.payload_limit_bytes,
-        settings.batch.max_records,
-        settings.batch.max_bytes,
+        min(settings.batch.max_records, PIECE_RECORDS),
+        min(settings.batch.max_bytes, PIECE_BYTES),
     )
 
 

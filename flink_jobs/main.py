@@ -50,7 +50,7 @@ from operators.outgoing import (
     QUARANTINE_FOLDERS,
     QUARANTINE_TAG,
 )
-from operators.records import Reader
+from operators.records import PIECE_BYTES, PIECE_RECORDS, Reader
 from operators.rules.contract import Contract
 from operators.rules.splits import FileProgress, ReadPlan
 from operators.sinks import FileSinks, Sinks
@@ -61,9 +61,11 @@ TURNED_AWAY: Final = (
     ("dead_letters", DEAD_LETTER_TAG, DEAD_LETTER_FOLDERS),
     ("quarantine", QUARANTINE_TAG, QUARANTINE_FOLDERS),
 )
-#: So much of lines, before they are packed, makes a row: what does not pack stays below the 5 MB
-#: from which Flink writes a record to disk first when it goes from one task to another.
+#: So much makes a row: with the last piece it stays below the 5 MiB from which Flink writes a
+#: record to disk first when it goes from one task to another.
 ROW_BYTES: Final = 3_500_000
+#: And so much of lines before they are packed, which the JVM unpacks at once.
+LINES_BYTES: Final = 16_000_000
 WINDOW_LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.STRING())])
 
 
@@ -156,8 +158,8 @@ def run(
         folder=output.resolve(),
         part_max_bytes=settings.sink.part_max_bytes,
         rollover_interval_ms=settings.sink.rollover_interval_ms,
-        block_max_records=settings.batch.max_records,
-        block_max_bytes=settings.batch.max_bytes,
+        block_max_records=min(settings.batch.max_records, PIECE_RECORDS),
+        block_max_bytes=min(settings.batch.max_bytes, PIECE_BYTES),
         block_max_age_ms=settings.batch.max_age_ms,
     )
     source = FileSource(plan, line_limits(settings))
@@ -199,14 +201,14 @@ def define_workflow(
     for name, tag, folders in TURNED_AWAY:
         error_sinks.add(name, side_output(judged, tag), row_type(*folders), folders)
 
-    # Any reader may read any file, so only one place can know how far each has come: files have
-    # one subtask for the watermark, through which whole batches pass. A topic's partition has one
-    # reader, so there each reader has its own.
-    files = source.partitions()
-    at_marks = 1 if files else source.parallelism
+    # Any reader may read any file, and which one reads a topic's partition changes with the
+    # parallelism, so only one place can know how far each has come: one subtask has the watermark,
+    # through which whole batches pass. Where nothing is known beforehand each reader has its own.
+    partitions = source.partitions()
+    at_marks = 1 if partitions else source.parallelism
     marked = marks(
         judged,
-        files,
+        partitions,
         uid="marks",
         delay_ms=windows.watermark_delay_ms,
         idle_ms=windows.idle_timeout_ms,
@@ -277,7 +279,8 @@ def intake_rules(settings: Settings) -> IntakeRules:
         max_future_skew_ms=settings.source.max_future_skew_ms,
         window_ms=settings.windows.size_ms,
         payload_limit_bytes=settings.source.payload_limit_bytes,
-        output_bytes=ROW_BYTES,
+        row_bytes=ROW_BYTES,
+        lines_bytes=LINES_BYTES,
         code_version=version("breakwater"),
     )
 

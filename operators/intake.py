@@ -14,7 +14,7 @@ from pyflink.datastream import ProcessFunction, RuntimeContext
 from operators.batches import Ints
 from operators.events import Events, EventType
 from operators.orphan import end_when_orphaned
-from operators.outgoing import Accepted, Rejected
+from operators.outgoing import Accepted, Rejected, Size
 from operators.records import NOTHING_ODD, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract
 from operators.rules.envelope import Source, envelope_line
@@ -39,7 +39,8 @@ class IntakeRules:
         max_future_skew_ms: how far an event time may lie ahead of now.
         window_ms: length of the windows that events are added up for.
         payload_limit_bytes: how much of an oversized record its envelope holds.
-        output_bytes: what has come of an element is handed on when it has so many bytes.
+        row_bytes: what has come of an element is handed on when it has so many bytes, packed.
+        lines_bytes: or so many before its lines were packed.
         code_version: version of this code, for the envelope.
         max_envelope_bytes: what the place of the envelopes takes; 0 for files.
     """
@@ -50,9 +51,14 @@ class IntakeRules:
     max_future_skew_ms: int
     window_ms: int
     payload_limit_bytes: int
-    output_bytes: int
+    row_bytes: int
+    lines_bytes: int
     code_version: str
     max_envelope_bytes: int = 0
+
+    def is_full(self, size: Size) -> bool:
+        """Whether what has come of an element is handed on."""
+        return size.travels >= self.row_bytes or size.unpacked >= self.lines_bytes
 
     def judge(self) -> Judge:
         """The judge of single records."""
@@ -79,7 +85,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
 
     Output: rows of `bridge.ACCEPTED`, at least one for an element that has records. Side outputs:
     rows of dead letters and of quarantine, one a folder (`bridge.packed_type`), and counts, one
-    line a batch and partition.
+    line a partition of each piece that the reader gives.
 
     Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
     only a lack of memory, or a source file that is not as it was, fails the job, which then goes on
@@ -110,7 +116,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         for records in self._reader.read(element):
             now_ms = ctx.timer_service().current_processing_time()
             self._take(records, now_ms, accepted, rejected)
-            if accepted.size + rejected.size >= self._rules.output_bytes:
+            if self._rules.is_full(accepted.size.plus(*rejected.size)):
                 yield accepted.row()
                 yield from rejected.rows()
                 accepted = Accepted(self._events, self._rules.window_ms)

@@ -1,13 +1,13 @@
 """What comes of a source's element, gathered over its batches: few large rows for the JVM.
 
-Python looks at records in batches that fit its cache; the JVM is best served with more at a time.
+Python looks at a piece of records at a time; the border and the windows are best served with more.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,24 @@ QUARANTINE_TAG: Final = OutputTag("quarantine", packed_type(QUARANTINE_FOLDERS))
 COUNTS_TAG: Final = OutputTag("counts", BYTES)
 
 
+class Size(NamedTuple):
+    """How large a row is.
+
+    Attributes:
+        travels: bytes as it goes to the JVM and from task to task, its lines packed; an upper
+            bound, since events that are added up take less.
+        unpacked: bytes of its lines, as the JVM holds them when it cuts or writes them. Lines of
+            little variety pack to a hundredth, so one bound does not do for both.
+    """
+
+    travels: int = 0
+    unpacked: int = 0
+
+    def plus(self, travels: int, unpacked: int) -> Size:
+        """With so much more."""
+        return Size(self.travels + travels, self.unpacked + unpacked)
+
+
 class Accepted:
     """The good events of some batches, as one row of `bridge.ACCEPTED`."""
 
@@ -48,7 +66,7 @@ class Accepted:
         self._entries: list[Ints | int] = []
         #: The instant whose minute all of it counts in: that of the first batch.
         self.at_ms = 0
-        self.size = 0
+        self.size = Size()
 
     @property
     def is_empty(self) -> bool:
@@ -65,8 +83,9 @@ class Accepted:
         self._progress += origin.progress(rows, times)
         self._times.append(times)
         self._lines.append(pack_lines(lines))
-        self.size += len(self._lines[-1])
         self._columns.append(self._event_type.window_columns(events, self._window_ms))
+        travels = len(self._lines[-1]) + times.nbytes + self._columns[-1].nbytes
+        self.size = self.size.plus(travels, len(lines))
 
     def row(self) -> Row:
         """All of it."""
@@ -95,12 +114,13 @@ class Rejected:
         self._dead: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
         self._quarantined: dict[tuple[str, ...], list[bytes]] = defaultdict(list)
         self._counts: list[bytes] = []
-        self.size = 0
+        self.size = Size()
 
     def add(self, envelope: bytes, why: Rejection, date: str) -> None:
         """Take in a record's envelope; it goes to the folder that its reason and the day name."""
         line = envelope + b"\n"
-        self.size += len(line)
+        # Packed only when they leave: until then they count in full.
+        self.size = self.size.plus(len(line), len(line))
         if why.kind == "quarantine":
             self._quarantined[why.error_type,].append(line)
         else:

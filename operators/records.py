@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, Protocol
@@ -14,8 +14,10 @@ from operators.batches import SplitMark, from_bytes
 from operators.origin import Origin
 from operators.rules.splits import Lines
 
-#: The JVM is best served with large batches; of so many records the objects fit a core's cache.
+#: Windows and the border are best served with large batches, the worker's memory with small ones:
+#: a batch is judged in pieces of so many records and bytes, and handed on as a whole.
 PIECE_RECORDS: Final = 8192
+PIECE_BYTES: Final = 1_050_000
 
 
 class Oddity(NamedTuple):
@@ -144,6 +146,25 @@ class BatchReader:
     def read(self, element: bytes) -> Iterable[Records]:
         """The batch, a piece at a time."""
         batch = from_bytes(element)
-        for first in range(0, batch.num_rows, PIECE_RECORDS):
-            piece = batch.slice(first, PIECE_RECORDS)
+        for first, end in pairwise(_cuts(batch)):
+            piece = batch.slice(first, end - first)
             yield Records.of_batch(piece, is_bounded=self.is_bounded)
+
+
+def _cuts(batch: pa.RecordBatch) -> Iterator[int]:
+    """Where a batch is cut: a piece ends with its last record or byte, and has one record at least.
+
+    Yields:
+        The first row of each piece, and the end of the last one.
+    """
+    rows = batch.num_rows
+    if not rows:
+        return
+    payload = batch.column("payload")
+    ends = np.frombuffer(payload.buffers()[1], np.int32, rows + 1, payload.offset * 4)
+    at = 0
+    while at < rows:
+        yield at
+        fits = int(np.searchsorted(ends, ends[at] + PIECE_BYTES, "right")) - 1
+        at = min(max(fits, at + 1), at + PIECE_RECORDS, rows)
+    yield rows

@@ -53,12 +53,26 @@ public class KafkaBatcher extends Flushing {
     record.setField(OFFSET, Long.valueOf(row.getLong(5)));
     record.setField(TIMESTAMP, row.isNullAt(6) ? null
         : Long.valueOf(row.getTimestamp(6, 3).getMillisecond()));
+    long size = (payload == null ? 0L : (long) payload.length) + (key == null ? 0L : (long) key.length);
     if (type.getFieldCount() > HEADERS) {
       // Most records have none: a null costs less than an empty map.
-      record.setField(HEADERS, row.isNullAt(4) || row.getMap(4).size() == 0 ? null : row.getMap(4));
+      org.apache.flink.table.data.MapData headers = row.isNullAt(4) || row.getMap(4).size() == 0 ? null
+          : row.getMap(4);
+      record.setField(HEADERS, headers);
+      size += headers == null ? 0L : sizeOf(headers);
     }
     write();
-    added((payload == null ? 0L : (long) payload.length) + (key == null ? 0L : (long) key.length));
+    added(size);
+  }
+
+  private static long sizeOf(org.apache.flink.table.data.MapData headers) {
+    org.apache.flink.table.data.ArrayData names = headers.keyArray();
+    org.apache.flink.table.data.ArrayData values = headers.valueArray();
+    long size = 0;
+    for (int i = 0; i < headers.size(); i++) {
+      size += names.getString(i).toBytes().length + (values.isNullAt(i) ? 0 : values.getBinary(i).length);
+    }
+    return size;
   }
 
   /* The same for many records: its bytes are made once. */

@@ -257,33 +257,30 @@ class Kafka:
         found = (self.folder / "state").glob(".breakwater/checkpoints/*/chk-*/_metadata")
         return max((int(path.parent.name.removeprefix("chk-")) for path in found), default=0)
 
-    def commits_again_s(self, job: subprocess.Popen[str], fault_at: float, seen: int) -> float:
-        """Seconds from a fault to the next checkpoint, with which output is committed.
+    def checkpoints_again_s(self, job: subprocess.Popen[str], fault_at: float, seen: int) -> float:
+        """Seconds from a fault to the second checkpoint after it.
+
+        One that was under way may still have been completed by what the fault has left.
 
         Args:
             job: must not have ended before.
             fault_at: when it was, as `time.monotonic` says.
-            seen: the newest checkpoint before it.
+            seen: the newest checkpoint at that time.
         """
-        wait_until("output again", lambda: self.checkpoint() > seen or job.poll() is not None)
-        assert self.checkpoint() > seen, "the job has ended"
+        wait_until("checkpoints", lambda: self.checkpoint() > seen + 1 or job.poll() is not None)
+        assert job.poll() is None, "the job has ended before"
         return time.monotonic() - fault_at
 
-    def run_with_killed_workers(self, config: Path) -> float:
-        """Run the job to its end; in the middle, its Python workers are killed.
+    def kill_workers(self, job: subprocess.Popen[str]) -> None:
+        """Kill a job's Python workers when it has taken two checkpoints."""
+        wait_until("a checkpoint", lambda: self.checkpoint() >= 2)
+        workers = python_workers(job.pid)
+        assert workers, "no worker was found"
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
 
-        Returns:
-            Seconds until output was committed again.
-        """
-        with self.started(config) as job:
-            wait_until("a checkpoint", lambda: self.checkpoint() >= 2)
-            workers = python_workers(job.pid)
-            assert workers, "no worker was found"
-            seen, fault_at = self.checkpoint(), time.monotonic()
-            for worker in workers:
-                os.kill(worker, signal.SIGKILL)
-            took_s = self.commits_again_s(job, fault_at, seen)
-            said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
-            assert job.returncode == 0, said
+    def end(self, job: subprocess.Popen[str]) -> None:
+        """Let a job run to its end."""
+        said, _ = job.communicate(timeout=RUN_ENDS_WITHIN_S)
+        assert job.returncode == 0, said
         self.settle()
-        return took_s

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flink_jobs.settings import BatchSettings
 from tests.kafka.jobs import Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.runs import events, wait_until
@@ -31,14 +32,18 @@ def skewed(values: list[bytes]) -> Iterator[tuple[int, bytes | None]]:
         yield SKEW[i * 37 % 100], value or None
 
 
-@pytest.mark.parametrize("parallelism", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("parallelism", "batch_records"), [(1, BatchSettings().max_records), (2, 300), (4, 300)]
+)
 def test_every_record_is_in_its_one_place_with_all_damage_and_disorder_beyond_the_delay(
-    kafka: Kafka, parallelism: int
+    kafka: Kafka, parallelism: int, batch_records: int
 ) -> None:
+    """Also in batches as large as they are by default, which are judged in pieces."""
     kafka.send(
         kafka.create("in"), skewed(lines(kafka.folder, 40_000, BEYOND_THE_DELAY_S)), key=b"some"
     )
-    ended = kafka.run(kafka.settings(), BREAKWATER_PARALLELISM=str(parallelism))
+    config = kafka.settings(batch={"max_records": batch_records})
+    ended = kafka.run(config, BREAKWATER_PARALLELISM=str(parallelism))
     assert ended.returncode == 0, ended.stderr
     late = assert_topics_are_right(kafka, expect(kafka.sent))
     assert late > 0, "the input was meant to have late events"

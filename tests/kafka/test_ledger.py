@@ -136,7 +136,9 @@ def done(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Don
     kafka = Kafka(shared_broker, f"t{uuid.uuid4().hex[:8]}", folder)
     kafka.send(kafka.create("in"), skewed(lines(folder, RECORDS, BEYOND_THE_DELAY_S)))
     config = kafka.settings()
-    kafka.run_with_killed_workers(config)
+    with kafka.started(config) as job:
+        kafka.kill_workers(job)
+        kafka.end(job)
     assert assert_topics_are_right(kafka, expect(kafka.sent)) > 0
     return Done(kafka, config)
 

@@ -44,6 +44,22 @@ def test_no_stream_is_pickled(transformations: list[Any]) -> None:
     assert pickled(transformations) == {}
 
 
+def test_no_row_of_the_source_is_copied_into_another_one(transformations: list[Any]) -> None:
+    """A Calc, whose code Flink generates, would: a column then has another type or place."""
+    steps = [s for s in transformations if str(s.getUid()).startswith("kafka-source-")]
+    found = {
+        step.getUid(): step.getOperatorFactory().getClass().getSimpleName()
+        for step in steps
+        if hasattr(step, "getOperatorFactory")
+    }
+    assert "CodeGenOperatorFactory" not in found.values(), found
+    assert "CodeGenOperatorFactory" in {
+        step.getOperatorFactory().getClass().getSimpleName()
+        for step in transformations
+        if step.getUid() == "kafka"
+    }
+
+
 def test_the_watermark_has_one_place_that_knows_all_partitions(transformations: list[Any]) -> None:
     subtasks = parallelism(transformations)
     assert {subtasks[uid] for uid in ("kafka-source", "kafka", "intake")} == {3}

@@ -200,7 +200,8 @@ def test_a_path_that_pyflinks_start_script_would_cut_is_refused(
 def test_the_users_own_java_options_come_after_ours_and_win(tmp_path):
     java = Java(Path("/j"), 17, "PATH")
     found = environment(OutputFolder(tmp_path), tmp_path, java, {"JVM_ARGS": "-XX:+UseG1GC"})
-    assert found["JVM_ARGS"].index("UseSerialGC") < found["JVM_ARGS"].index("UseG1GC")
+    for ours in ("UseSerialGC", "Tier4InvocationThreshold", "Tier4BackEdgeThreshold"):
+        assert found["JVM_ARGS"].index(ours) < found["JVM_ARGS"].index("UseG1GC")
     assert f"-Djava.io.tmpdir={tmp_path}" in found["JVM_ARGS"]
 
 

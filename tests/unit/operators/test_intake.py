@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -20,7 +21,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pyflink.common import Row
 
+from operators import records as records_module
 from operators.batches import (
     RECORDS,
     Progress,
@@ -29,8 +32,8 @@ from operators.batches import (
     to_bytes,
 )
 from operators.bridge import ACCEPTED, BYTES
-from operators.events import partials_schema
-from operators.intake import Intake, IntakeRules
+from operators.events import EventType, partials_schema
+from operators.intake import Intake, IntakeRules, judge_batch
 from operators.origin import MAX_SPANS, Origin, spans_of
 from operators.outgoing import (
     COUNTS_TAG,
@@ -38,8 +41,10 @@ from operators.outgoing import (
     DEAD_LETTER_TAG,
     QUARANTINE_FOLDERS,
     QUARANTINE_TAG,
+    Accepted,
+    Size,
 )
-from operators.records import Records
+from operators.records import BatchReader, Records
 from operators.rules.contract import Contract, load_contract
 from operators.rules.poison import PoisonPattern, PoisonRules
 from operators.rules.splits import UNKNOWN_MS
@@ -84,24 +89,22 @@ def rules_of(path: tuple[str, ...], poison: PoisonRules = NONE) -> IntakeRules:
         max_future_skew_ms=SKEW_MS,
         window_ms=WINDOW_MS,
         payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
-        output_bytes=10**9,
+        row_bytes=10**9,
+        lines_bytes=10**9,
         code_version="1.2.3",
     )
 
 
-class Marked:
+class Marked(BatchReader):
     """A reader of batches of records that may say which piece of a planned partition they are."""
-
-    def open(self) -> None:
-        """Nothing to get ready."""
 
     def read(self, element: bytes) -> Iterator[Records]:
         batch = from_bytes(element)
-        records = Records.of_batch(batch)
-        if batch.schema.metadata:
-            mark = msgspec.json.decode(batch.schema.metadata[b"mark"], type=SplitMark)
-            records = of_split(records, mark)
-        yield records
+        if not batch.schema.metadata:
+            yield from super().read(element)
+            return
+        mark = msgspec.json.decode(batch.schema.metadata[b"mark"], type=SplitMark)
+        yield of_split(Records.of_batch(batch), mark)
 
 
 def of_split(records: Records, mark: SplitMark) -> Records:
@@ -672,9 +675,9 @@ def rows_in(element: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def thrice(output_bytes: int) -> list[Any]:
+def thrice(**bounds: int) -> list[Any]:
     """Two good records and a bad one, three times, through intake: the rows that come out."""
-    rules = dataclasses.replace(rules_of(ECOMMERCE), output_bytes=output_bytes)
+    rules = dataclasses.replace(rules_of(ECOMMERCE), **bounds)
     function = Intake(rules, Thrice())
     function.open(None)  # type: ignore[arg-type] # it asks nothing of it
     element = to_bytes(payloads(shop(), shop(price=-1), shop(user_id="u2")))
@@ -682,7 +685,7 @@ def thrice(output_bytes: int) -> list[Any]:
 
 
 def test_the_batches_of_an_element_leave_together_with_nothing_lost() -> None:
-    row, (dead_tag, dead), (counts_tag, counts) = thrice(10**9)
+    row, (dead_tag, dead), (counts_tag, counts) = thrice()
     assert (dead_tag, counts_tag) == (DEAD_LETTER_TAG, COUNTS_TAG)
     offsets = [line["source_offset"] for line in split(unpacked(row.lines))]
     assert offsets == [0, 2, 100, 102, 200, 202]
@@ -697,11 +700,80 @@ def test_the_batches_of_an_element_leave_together_with_nothing_lost() -> None:
     assert events_by_partition(row.progress, 6) == {"/in/a": 6}
 
 
-def test_an_element_that_gives_much_is_handed_on_in_parts() -> None:
+@pytest.mark.parametrize("bound", ["row_bytes", "lines_bytes"])
+def test_an_element_that_gives_much_is_handed_on_in_parts(bound: str) -> None:
     """As a compressed file does: memory is bounded by the part, not by the split."""
-    rows = [out for out in thrice(1) if not isinstance(out, tuple)]
+    rows = [out for out in thrice(**{bound: 1}) if not isinstance(out, tuple)]
     assert [read_progress(row.progress)[0].last for row in rows] == [False, False, True]
     assert [len(split(unpacked(row.lines))) for row in rows] == [2, 2, 2]
+
+
+def sizes(*values: bytes) -> tuple[Row, Size]:
+    """What comes of a batch, and how large it was said to be."""
+    harness = intake()
+    rules = harness.function._rules
+    (records,) = BatchReader().read(to_bytes(payloads(*values)))
+    judged = judge_batch(records, rules.judge(), EventType(rules.contract), NOW_MS)
+    accepted = Accepted(EventType(rules.contract), WINDOW_MS)
+    accepted.add(records.origin, judged.rows, judged.events, NOW_MS)
+    return accepted.row(), accepted.size
+
+
+def test_lines_of_little_variety_count_for_what_they_unpack_to() -> None:
+    """Else a small compressed file would be one row that the JVM cannot hold."""
+    row, size = sizes(*[shop(product_id="x" * 300)] * 500)
+    lines = unpacked(row.lines)
+    assert size.unpacked == len(lines) > 200_000
+    assert len(row.lines) < size.travels < len(lines) / 4
+
+
+def test_what_travels_is_no_more_than_was_counted() -> None:
+    """Also where every key is another one, and long, so that nothing is added up."""
+    row, size = sizes(*[shop(user_id=hashlib.sha512(b"%d" % i).hexdigest()) for i in range(500)])
+    travels = len(row.lines) + len(row.times) + len(row.partials)
+    assert size.travels > travels * 0.9
+
+
+@settings(max_examples=60)
+@given(rows_of(ECOMMERCE).filter(len), st.integers(1, 3))
+def test_a_batch_that_is_judged_in_pieces_comes_to_the_same(
+    rows: list[dict[str, Any]], piece_records: int
+) -> None:
+    batch = batch_of(rows * 3)
+    whole = totals(batch)
+    with patch.object(records_module, "PIECE_RECORDS", piece_records):
+        assert totals(batch) == whole
+
+
+def totals(batch: pa.RecordBatch) -> dict[str, Any]:
+    """All that the outputs, the watermark and the books make of a batch."""
+    found = outcome(batch)
+    (row,) = intake().output
+    newest: dict[str, int] = {}
+    received: Counter[str] = Counter()
+    for progress in found.progress:
+        received[progress.partition] += progress.records
+        newest[progress.partition] = max(
+            progress.newest_ms, newest.get(progress.partition, UNKNOWN_MS)
+        )
+    counts: Counter[tuple[str, int, str]] = Counter()
+    for line in found.counts:
+        place = line["source_topic"], line["source_partition"]
+        counts[(*place, "received")] += line["received"]
+        for kind in ("dead_lettered", "quarantined"):
+            for name, n in line[kind].items():
+                counts[(*place, name)] += n
+    return {
+        "accepted": found.accepted,
+        "dead": found.dead,
+        "quarantined": found.quarantined,
+        "times": found.times_ms,
+        "partials": sorted(map(str, found.partials)),
+        "received": received,
+        "newest": newest,
+        "by_partition": +Counter(events_by_partition(row.progress, len(found.times_ms))),
+        "counts": +counts,
+    }
 
 
 # --- what is not the data's fault

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.batches import RECORDS, SplitMark, to_bytes
-from operators.records import PIECE_RECORDS, BatchReader, Oddity, Records
+from operators.records import PIECE_BYTES, PIECE_RECORDS, BatchReader, Oddity, Records
 from operators.rules.splits import Lines, Oversized
 
 MARK = SplitMark("/in/a", 3, last=False)
@@ -86,21 +86,41 @@ def test_rows_keep_their_partition_however_they_are_mixed() -> None:
 
 
 def test_a_large_batch_comes_in_pieces_that_hold_each_record_once() -> None:
-    n = PIECE_RECORDS + 2
-    rows = [
+    n = PIECE_RECORDS + 10
+    rows: list[dict[str, Any]] = [
         {
-            "source_topic": "t",
-            "source_partition": 0,
+            "source_topic": "ab"[offset % 2],
+            "source_partition": offset % 3,
             "source_offset": offset,
+            "source_timestamp": None if offset % 4 == 0 else offset,
             "payload": None if offset % 5 == 0 else b"%d" % offset,
-            "key": b"k%d" % offset,
+            "key": None if offset % 3 == 0 else b"k%d" % offset,
+            "headers": None if offset % 7 == 0 else [("n", b"%d" % offset)],
             "fault": "torn" if offset == n - 1 else None,
         }
         for offset in range(n)
     ]
     first, last = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, RECORDS)))
-    assert (len(first), len(last)) == (PIECE_RECORDS, 2)
+    assert (len(first), len(last)) == (PIECE_RECORDS, 10)
     assert first.origin.offsets + last.origin.offsets == list(range(n))
     assert first.payloads + last.payloads == [row["payload"] or b"" for row in rows]
-    assert last.key(1) == b"k%d" % (n - 1)
-    assert (first.odd, last.odd) == ({}, {1: Oddity(fault="torn")})
+    for at, row in enumerate(rows[PIECE_RECORDS:]):
+        assert last.origin.partition_of(at) == (row["source_topic"], row["source_partition"])
+        assert last.key(at) == row["key"]
+        assert last.timestamp_ms(at) == row["source_timestamp"]
+        assert last.headers(at) == {f"header.{k}": v.decode() for k, v in row["headers"] or []}
+    assert (first.odd, last.odd) == ({}, {9: Oddity(fault="torn")})
+
+
+def test_a_piece_ends_before_it_has_too_many_bytes() -> None:
+    sizes = [PIECE_BYTES - 10, 10, 1, 0, PIECE_BYTES, PIECE_BYTES + 1, 5]
+    rows = [
+        {"source_topic": "t", "source_partition": 0, "source_offset": i, "payload": b"x" * size}
+        for i, size in enumerate(sizes)
+    ]
+    pieces = BatchReader().read(to_bytes(pa.RecordBatch.from_pylist(rows, RECORDS)))
+    assert [piece.origin.offsets for piece in pieces] == [[0, 1], [2, 3], [4], [5], [6]]
+
+
+def test_an_empty_batch_has_no_piece() -> None:
+    assert not list(BatchReader().read(to_bytes(pa.RecordBatch.from_pylist([], RECORDS))))
