@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.settings import BatchSettings
+from flink_jobs.setting_tables import BatchSettings
 from tests.kafka.jobs import Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.runs import events, wait_until
