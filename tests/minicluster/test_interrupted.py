@@ -19,8 +19,8 @@ pytestmark = pytest.mark.minicluster
 BATCHES = 5
 ROWS = ", ".join(f"('row-{i}')" for i in range(BATCHES))
 QUERY = f"""
-SELECT CAST(v AS BYTES), CAST(NULL AS BYTES), 't', 0, CAST(0 AS BIGINT),
-  CAST(NULL AS TIMESTAMP_LTZ(3)), CAST(NULL AS MAP<STRING, BYTES>)
+SELECT CAST(v AS BYTES), CAST(NULL AS BYTES), 't', 0, CAST(NULL AS MAP<STRING, BYTES>),
+  CAST(0 AS BIGINT), CAST(NULL AS TIMESTAMP_LTZ(3))
 FROM (VALUES {ROWS}) AS t (v)
 """
 #: Behind the batcher, in its thread: the next batch finds itself interrupted as it is written.
