@@ -64,13 +64,13 @@ class RetryPolicy:
 
         Args:
             key: what tells records apart; the same for each attempt of a record.
-            attempts: attempts so far, 1 or more.
+            attempts: attempts so far; 0, when none counts, is as 1.
 
         Returns:
             Milliseconds, 1 or more.
         """
         # 2.0 ** 1024 is no float: beyond the cap the exponent does not matter.
-        steps = min(attempts - 1, 1_000)
+        steps = min(max(attempts, 1) - 1, 1_000)
         try:
             delay = min(self.base_ms * self.factor**steps, float(self.cap_ms))
         except OverflowError:
@@ -85,7 +85,7 @@ class RetryPolicy:
 
         Args:
             key: as for `delay_ms`.
-            attempts: attempts so far, 1 or more; all have failed.
+            attempts: attempts so far that count; all have failed.
             first_failure_ms: when the first of them failed.
             now_ms: when the last of them failed.
             wait_ms: what the target has asked for, 0 if nothing.
