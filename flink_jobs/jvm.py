@@ -29,9 +29,8 @@ _OTHER_FLINK: Final = ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_O
 _JVM_ARGS: Final = (
     "-XX:+UseSerialGC -XX:MetaspaceSize=256m -XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
 )
-#: Compiling for the peak takes a third of the first minute's processor time with Java's own
-#: thresholds. With ten times as high ones it is done for what runs for each record, and not for the
-#: rest (bench/README.md).
+#: With Java's own thresholds compiling for the peak takes much of the first minute's processor
+#: time. With ten times as high ones it is done for what runs for each record, and not for the rest.
 _COMPILE_WHAT_IS_HOT: Final = (
     "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"

@@ -157,8 +157,15 @@ class WindowSettings(_Table):
 class BatchSettings(_Table):
     """When a batch goes over to Python; whichever comes first."""
 
-    max_records: Whole = Field(default=32_768, ge=1, le=100_000, description="records in a batch")
-    max_bytes: Whole = Field(default=4_000_000, ge=64, le=64 * _MIB, description="bytes in a batch")
+    max_records: Whole = Field(
+        default=32_768, ge=1, le=100_000, description="records in a batch; of files 8192 at most"
+    )
+    max_bytes: Whole = Field(
+        default=4_000_000,
+        ge=64,
+        le=64 * _MIB,
+        description="bytes in a batch; of files 1 MB at most",
+    )
     max_age_ms: Whole = Field(
         default=200,
         ge=1,
