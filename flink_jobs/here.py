@@ -54,7 +54,7 @@ def run_here(
         one_line(f"the run with its state in {folder.root} failed"),
         folder.claim("new"),
         interruptible() as interrupt,
-        flink_process(folder, java) as tmp,
+        flink_process(folder, java, for_long=True) as tmp,
         console.status("starting Flink") as status,
     ):
         if not interrupt.requested:

@@ -29,9 +29,12 @@ _OTHER_FLINK: Final = ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_O
 _JVM_ARGS: Final = (
     "-XX:+UseSerialGC -XX:MetaspaceSize=256m -XX:InitialRAMPercentage=12.5 -XX:MaxNewSize=600m"
 )
-#: With Java's own thresholds compiling for the peak takes much of the first minute's processor
-#: time. With ten times as high ones it is done for what runs for each record, and not for the rest.
-_COMPILE_WHAT_IS_HOT: Final = (
+#: Compiling for the peak pays where there is much to do a record in Java and time to earn it back:
+#: a job from Kafka to Kafka has. Batches of files leave Java too little.
+_NOT_FOR_THE_PEAK: Final = "-XX:TieredStopAtLevel=1"
+#: With Java's own thresholds it takes much of the first minute's processor time. With ten times as
+#: high ones it is done for what runs for each record, and not for the rest.
+_FOR_THE_PEAK: Final = (
     "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
 )
@@ -45,12 +48,13 @@ _KEPT_MEMORY: Final = {
 
 
 @contextmanager
-def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
+def flink_process(folder: OutputFolder, java: Java, *, for_long: bool = False) -> Iterator[Path]:
     """Set the place for the one Java process that PyFlink starts, and end it and clear up after.
 
     Args:
         folder: for logs, and for word of the process.
         java: which one.
+        for_long: whether Java is to compile for its peak.
 
     Yields:
         A folder for temporary files; it is gone afterwards, and after a crash with the next run.
@@ -61,7 +65,7 @@ def flink_process(folder: OutputFolder, java: Java) -> Iterator[Path]:
         tempfile.tempdir = str(tmp)  # for what PyFlink puts there in this process
         # Before Java starts: whenever this process is killed, the next one finds the folder.
         folder.mark_run(None, tmp)
-        variables = environment(folder, tmp, java, os.environ)
+        variables = environment(folder, tmp, java, os.environ, for_long=for_long)
         os.environ.update(variables)
         for name in _OTHER_FLINK:
             os.environ.pop(name, None)
@@ -102,12 +106,17 @@ def client_process(java: Java) -> Iterator[None]:
 
 
 def environment(
-    folder: OutputFolder, tmp: Path, java: Java, environ: Mapping[str, str]
+    folder: OutputFolder,
+    tmp: Path,
+    java: Java,
+    environ: Mapping[str, str],
+    *,
+    for_long: bool = False,
 ) -> dict[str, str]:
     """The variables that PyFlink and the Java process go by."""
     jvm_args = [
         _JVM_ARGS,
-        _COMPILE_WHAT_IS_HOT,
+        _FOR_THE_PEAK if for_long else _NOT_FOR_THE_PEAK,
         environ.get("JVM_ARGS", ""),
         f"-Djava.io.tmpdir={tmp}",
     ]

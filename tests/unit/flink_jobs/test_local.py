@@ -200,9 +200,20 @@ def test_a_path_that_pyflinks_start_script_would_cut_is_refused(
 def test_the_users_own_java_options_come_after_ours_and_win(tmp_path):
     java = Java(Path("/j"), 17, "PATH")
     found = environment(OutputFolder(tmp_path), tmp_path, java, {"JVM_ARGS": "-XX:+UseG1GC"})
-    for ours in ("UseSerialGC", "Tier4InvocationThreshold", "Tier4BackEdgeThreshold"):
-        assert found["JVM_ARGS"].index(ours) < found["JVM_ARGS"].index("UseG1GC")
+    assert found["JVM_ARGS"].index("UseSerialGC") < found["JVM_ARGS"].index("UseG1GC")
     assert f"-Djava.io.tmpdir={tmp_path}" in found["JVM_ARGS"]
+
+
+@pytest.mark.parametrize("for_long", [False, True])
+def test_java_compiles_for_its_peak_only_where_a_job_runs_for_long(
+    tmp_path: Path, for_long: bool
+) -> None:
+    java = Java(tmp_path, 17, "", "")
+    mine = {"JVM_ARGS": "-Xmine"}
+    found = environment(OutputFolder(tmp_path), tmp_path, java, mine, for_long=for_long)
+    ours = found["JVM_ARGS"].split("-Xmine")[0]
+    assert ("-XX:TieredStopAtLevel=1 " in ours) is not for_long
+    assert ("-XX:Tier4InvocationThreshold=" in ours) is for_long
 
 
 # --- waiting for the end of a job -----------------------------------------------------------------
