@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.kafka_load import Load, go_on, running, state_folder, wait_for
 from bench.kafka_setup import PARTITIONS, Place
-from bench.measure import all_processes
+from bench.measure import cpu_of_tree
 
 STARTS_WITHIN_S = 120
 BAD_RATE = 0.1
@@ -62,13 +62,9 @@ def print_table(looks: list[dict[str, float]]) -> None:
 
 def memory_mb(job: int, broker: int) -> dict[str, float]:
     """Resident memory of each process of the job, and of the broker."""
-    parents = {pid: parent for pid, parent, _ in all_processes()}
-    ours = {str(job)}
-    while more := {p for p, parent in parents.items() if parent in ours} - ours:
-        ours |= more
     found: dict[str, float] = {"broker (not the job's)": resident_mb(str(broker))}
     workers = 0
-    for pid in sorted(ours, key=int):
+    for pid in sorted(cpu_of_tree([str(job)]), key=int):
         name = "driver (Python)" if pid == str(job) else kind_of(pid)
         if name == "worker":
             workers += 1

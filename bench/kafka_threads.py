@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.kafka_load import go_on, started
 from bench.kafka_setup import Place
-from bench.measure import TICKS_A_SECOND, all_processes
+from bench.measure import TICKS_A_SECOND, cpu_of_tree
 
 #: Java has compiled what it will by then, and most of a long topic is left.
 BEGINS_AFTER_S, LASTS_S = 25.0, 15.0
@@ -49,18 +49,14 @@ def threads(here: Place, events: int, users: int) -> None:
 
 def cpu_by_thread(root: int) -> dict[str, tuple[str, float]]:
     """Kind and CPU seconds of each thread of Java, and of each other process, below one."""
-    processes = {pid: (parent, cpu) for pid, parent, cpu in all_processes()}
-    ours = {str(root)}
-    while more := {p for p, (parent, _) in processes.items() if parent in ours} - ours:
-        ours |= more
     found: dict[str, tuple[str, float]] = {}
-    for pid in ours & processes.keys():
+    for pid, cpu_s in cpu_of_tree([str(root)]).items():
         folder = Path("/proc") / pid
         try:
             if (folder / "comm").read_text().strip() == "java":
                 found.update(_threads_of(folder))
             else:
-                found[pid] = "Python workers", processes[pid][1]
+                found[pid] = "Python workers", cpu_s
         except OSError:
             continue  # it has just ended
     return found

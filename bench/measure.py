@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,12 +95,17 @@ class CpuOfTree:
             self._look()
 
     def _look(self) -> None:
-        processes = {pid: (parent, cpu) for pid, parent, cpu in all_processes()}
-        ours = set(self._seconds)
-        while more := {p for p, (parent, _) in processes.items() if parent in ours} - ours:
-            ours |= more
-        for pid in ours & processes.keys():
-            self._seconds[pid] = max(processes[pid][1], self._seconds.get(pid, 0.0))
+        for pid, cpu_s in cpu_of_tree(self._seconds).items():
+            self._seconds[pid] = max(cpu_s, self._seconds.get(pid, 0.0))
+
+
+def cpu_of_tree(roots: Iterable[str]) -> dict[str, float]:
+    """CPU seconds of each process that lives, of some and of all that they have started."""
+    processes = {pid: (parent, cpu) for pid, parent, cpu in all_processes()}
+    ours = set(roots)
+    while more := {p for p, (parent, _) in processes.items() if parent in ours} - ours:
+        ours |= more
+    return {pid: processes[pid][1] for pid in ours & processes.keys()}
 
 
 def all_processes() -> list[tuple[str, str, float]]:

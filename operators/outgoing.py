@@ -38,8 +38,8 @@ class Size(NamedTuple):
     """How large a row is.
 
     Attributes:
-        travels: bytes as it goes to the JVM and from task to task, its lines packed; an upper
-            bound, since events that are added up take less.
+        travels: bytes as it goes to the JVM and from task to task, its lines packed; more than
+            it comes to in the end, where events are added up.
         unpacked: bytes of its lines, as the JVM holds them when it cuts or writes them. Lines of
             little variety pack to a hundredth, so one bound does not do for both.
     """

@@ -25,6 +25,13 @@ PARTIALS = pa.schema(
     ]
 )
 
+#: Rows as the Kafka source has them, of payloads.
+AS_RECORDS = (
+    "SELECT CAST({payload} AS BYTES), CAST(NULL AS BYTES), 't', 0, "
+    "CAST(NULL AS MAP<STRING, BYTES>), CAST(0 AS BIGINT), CAST(NULL AS TIMESTAMP_LTZ(3)) "
+    "FROM {table}"
+)
+
 
 class Describe(ProcessFunction):  # type: ignore[misc]
     """A batch to one line: its rows' first column."""

@@ -17,7 +17,7 @@ from operators.batches import Progress
 from operators.kafka_source import empty_partition, open_partition, record_type
 from operators.rules.splits import UNKNOWN_MS, FileProgress
 from operators.sinks import FileSinks
-from tests.minicluster.steps import WINDOW_MS, Describe, Origins, Script
+from tests.minicluster.steps import AS_RECORDS, WINDOW_MS, Describe, Origins, Script
 from tests.oracle import rows
 
 pytestmark = pytest.mark.minicluster
@@ -48,14 +48,6 @@ def collect(stream: Any) -> list[Any]:
 
 
 # --- KafkaBatcher, and with it when anything is held back and handed on (Flushing) ---------------
-
-
-#: Rows as the Kafka source has them, of payloads.
-AS_RECORDS = (
-    "SELECT CAST({payload} AS BYTES), CAST(NULL AS BYTES), 't', 0, "
-    "CAST(NULL AS MAP<STRING, BYTES>), CAST(0 AS BIGINT), CAST(NULL AS TIMESTAMP_LTZ(3)) "
-    "FROM {table}"
-)
 
 
 def batched(tables: Any, query: str, **limits: int) -> list[list[str]]:

@@ -12,17 +12,13 @@ from pyflink.table import StreamTableEnvironment
 
 from operators import bridge
 from operators.kafka_source import record_type
-from tests.minicluster.steps import Describe
+from tests.minicluster.steps import AS_RECORDS, Describe
 
 pytestmark = pytest.mark.minicluster
 
 BATCHES = 5
 ROWS = ", ".join(f"('row-{i}')" for i in range(BATCHES))
-QUERY = f"""
-SELECT CAST(v AS BYTES), CAST(NULL AS BYTES), 't', 0, CAST(NULL AS MAP<STRING, BYTES>),
-  CAST(0 AS BIGINT), CAST(NULL AS TIMESTAMP_LTZ(3))
-FROM (VALUES {ROWS}) AS t (v)
-"""
+QUERY = AS_RECORDS.format(payload="v", table=f"(VALUES {ROWS}) AS t (v)")
 #: Behind the batcher, in its thread: the next batch finds itself interrupted as it is written.
 INTERRUPTING = """
 public class Interrupting extends AbstractStreamOperator implements OneInputStreamOperator {
