@@ -1,8 +1,13 @@
 """A lane of delivery: which record may be called with when, and what becomes of it.
 
 A lane holds the records of a share of the keys, from when they are accepted until they leave: as
-delivered, or as dead letters. It knows neither targets nor clocks: the shell asks it what to call
-with (`begin`), tells it what came of each call (`end`), and when to come back (`next_ms`).
+delivered, or as dead letters. It knows neither targets nor clocks, nor what the records hold: the
+shell asks it what to call with (`begin`), tells it what came of each call (`end`), and when to come
+back (`next_ms`).
+
+Records arrive in chunks. A chunk that has arrived is a number and a size: only when there is room
+to call are its records looked at one by one (`open`). So a backlog of hours, behind a target that
+is down, costs next to nothing here; the records themselves are in Flink's state.
 
 What it keeps to:
 
@@ -16,9 +21,11 @@ What it keeps to:
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -43,6 +50,9 @@ Disposition = Literal[
 ]
 #: Of a record's attempts so many are kept: the first one, and the last ones.
 MOST_HISTORY: Final = 10
+#: The shell comes by some twenty times a second: so many wait for it to look at a chunk.
+_LEAST_WINDOW: Final = 500
+_NO_TIME: Final = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,12 @@ class LanePolicy:
         after_dead_letter: with ordering by key, whether the followers of a dead letter go on, or
             follow it.
         calls: at a time at most.
+        batch: records in a call at most.
+        keeps_order: the target takes several records of a key in one call, and keeps their order.
         max_records: so many the lane holds, those that are being called with included.
-        max_bytes: and so many bytes of events.
+        max_bytes: and so many bytes of them.
         max_age_ms: a record that has been here for so long is given up; 0 for never.
+        hold_ms: so long at most does the watermark wait for a record that has not failed yet.
     """
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -66,9 +79,17 @@ class LanePolicy:
     ordering: Ordering = "key"
     after_dead_letter: AfterDeadLetter = "go_on"
     calls: int = 16
+    batch: int = 1
+    keeps_order: bool = False
     max_records: int = 10_000
     max_bytes: int = 16_000_000
     max_age_ms: int = 0
+    hold_ms: int = 0
+
+    @property
+    def window(self) -> int:
+        """So many records that may be called with are kept at hand."""
+        return max(2 * self.calls * self.batch, _LEAST_WINDOW)
 
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True):
@@ -86,25 +107,49 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Waiting(msgspec.Struct, array_like=True):
-    """A record on its way.
+    """A record on its way, of a chunk that has been opened.
 
     Attributes:
         number: its place in the lane: numbers only grow.
         key: the event's key.
-        event: what is delivered.
-        accepted_ms: since when it is here.
+        size_bytes: its size.
         due_ms: when it may be called with.
         attempts: calls that count against it.
+        first_failure_ms: when the first call failed; 0 if none has.
         history: the calls that failed, oldest first; those that do not count too.
     """
 
     number: int
     key: str
-    event: bytes
-    accepted_ms: int
+    size_bytes: int
     due_ms: int
     attempts: int = 0
+    first_failure_ms: int = 0
     history: tuple[Attempt, ...] = ()
+
+
+class Chunk(msgspec.Struct, array_like=True):
+    """Records that arrived together.
+
+    Attributes:
+        first: number of the first; the next ones' follow it.
+        count: how many arrived.
+        size_bytes: of those that are still here.
+        accepted_ms: since when they are here.
+        event_ms: the oldest event time among them.
+        records: those that are still here, by number; None while it has not been opened.
+    """
+
+    first: int
+    count: int
+    size_bytes: int
+    accepted_ms: int
+    event_ms: int
+    records: dict[int, Waiting] | None = None
+
+    def __len__(self) -> int:
+        """How many records are still here."""
+        return self.count if self.records is None else len(self.records)
 
 
 class Failure(NamedTuple):
@@ -114,6 +159,8 @@ class Failure(NamedTuple):
     message: str
     handling: Handling
     wait_ms: int = 0
+    #: Not tried, since one before it in its call had failed: nothing is known.
+    untried: bool = False
 
 
 class Left(NamedTuple):
@@ -123,89 +170,203 @@ class Left(NamedTuple):
     disposition: Disposition
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
+    """A call that is out.
+
+    Attributes:
+        number: of the call: its first record's.
+        records: what it is made with.
+        began_ms: when it began.
+        epoch: the breaker's then.
+        is_probe: whether the breaker was half open.
+    """
+
+    number: int
+    records: list[Waiting]
     began_ms: int
     epoch: int
     is_probe: bool
 
 
-@dataclass
+class Head(msgspec.Struct, array_like=True):
+    """What a lane keeps beside its chunks.
+
+    Attributes:
+        breaker: its breaker.
+        next_number: of the next record.
+        follow: keys with a dead letter that others follow, by the number from which on they do not.
+        last_failure: the newest one, for those that are given up without a call of their own.
+    """
+
+    breaker: Breaker = Breaker()
+    next_number: int = 0
+    follow: dict[str, int] = {}
+    last_failure: Attempt | None = None
+
+
 class Lane:
     """The records of a lane, and its breaker.
 
     Guarantee: every record that `accept` takes leaves by one `Left`, from one of the methods.
     """
 
-    policy: LanePolicy
-    breaker: Breaker = field(default_factory=Breaker)
-    next_number: int = 0
-    size_bytes: int = 0
-    records: dict[int, Waiting] = field(default_factory=dict)
-    _calls: dict[int, _Call] = field(default_factory=dict)
-    #: (due, number) of what may be called with; what has changed meanwhile is passed over.
-    _due: list[tuple[int, int]] = field(default_factory=list)
-    _of_key: dict[str, deque[int]] = field(default_factory=dict)
-
-    @classmethod
-    def restored(
-        cls, policy: LanePolicy, breaker: Breaker, next_number: int, records: Iterable[Waiting]
-    ) -> Lane:
-        """A lane as it was before a crash.
+    def __init__(
+        self, policy: LanePolicy, head: Head | None = None, chunks: Iterable[Chunk] = ()
+    ) -> None:
+        """A new lane, or one as it was before a crash.
 
         Calls that were out then are made again: whether the target has had them nobody knows, so
         they do not count, and probes that were out are no longer waited for.
         """
-        lane = cls(policy, msgspec.structs.replace(breaker, in_flight=0), next_number)
-        for record in sorted(records, key=lambda record: record.number):
-            lane._take(record)
-        return lane
+        self.policy = policy
+        self.head = head or Head()
+        self.head.breaker = msgspec.structs.replace(self.head.breaker, in_flight=0)
+        self.chunks: dict[int, Chunk] = {}
+        self.count = 0
+        self.size_bytes = 0
+        #: Chunks that have changed since the shell has last saved them.
+        self.changed: set[int] = set()
+        self._firsts: list[int] = []
+        self._unopened: deque[int] = deque()
+        self._calls: dict[int, Call] = {}
+        self._out: set[int] = set()
+        self._ready: list[int] = []
+        self._parked: list[tuple[int, int]] = []
+        self._unloaded: set[int] = set()
+        self._of_key: dict[str, deque[int]] = {}
+        for chunk in sorted(chunks, key=lambda chunk: chunk.first):
+            self._add(chunk)
+            for record in (chunk.records or {}).values():
+                self._queue(record)
+
+    # --- what the shell asks
+
+    @property
+    def breaker(self) -> Breaker:
+        """Its state now."""
+        return self.head.breaker
 
     @property
     def in_flight(self) -> int:
         """Calls that are out."""
         return len(self._calls)
 
-    def accept(self, events: Iterable[tuple[str, bytes]], now_ms: int) -> list[Left]:
-        """Take events in, in their order.
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to keep: no record, and a breaker that knows nothing."""
+        quiet = self.breaker.state == "closed" and not self.breaker.failures + self.breaker.limit
+        return not self.count and quiet and not self.breaker.open_ms
+
+    def room(self, sizes: Sequence[int]) -> int:
+        """How many of these events there is room for, from the first on."""
+        room = max(0, self.policy.max_records - self.count)
+        fits = bisect_right(list(accumulate(sizes)), self.policy.max_bytes - self.size_bytes)
+        # An event larger than all of the room could never be delivered: alone it is taken.
+        return min(len(sizes), room, max(fits, not self.count))
+
+    def accept(self, sizes: Sequence[int], event_ms: int, now_ms: int) -> Chunk:
+        """Take a chunk in, for which there is room.
 
         Args:
-            events: key and event of each.
+            sizes: of its events, in their order.
+            event_ms: the oldest event time among them.
             now_ms: now.
+        """
+        chunk = Chunk(self.head.next_number, len(sizes), sum(sizes), now_ms, event_ms)
+        self.head.next_number += chunk.count
+        self._add(chunk)
+        self.changed.add(chunk.first)
+        return chunk
+
+    def wanted(self, now_ms: int) -> int | None:
+        """A chunk whose events are needed now: to be opened, or, opened, because one is due."""
+        self._promote(now_ms)
+        if self._unloaded:
+            return min(self._unloaded)
+        if not self._unopened:
+            return None
+        first = self._unopened[0]
+        callable_soon = self.breaker.state != "open" or not self._ready
+        if (callable_soon and len(self._ready) < self.policy.window) or self._is_old(first, now_ms):
+            return first
+        return None
+
+    def open(self, first: int, keys: Sequence[str], sizes: Sequence[int]) -> list[Left]:
+        """Look at a chunk's records one by one.
+
+        Args:
+            first: the chunk.
+            keys: of its events.
+            sizes: their sizes.
 
         Returns:
-            Those that there is no room for.
+            Those that follow a dead letter.
         """
-        overflow = []
-        for key, event in events:
-            record = Waiting(self.next_number, key, event, now_ms, now_ms)
-            self.next_number += 1
-            if self._has_room(len(event)):
-                self._take(record)
-            else:
-                overflow.append(Left(record, "overflow"))
-        return overflow
+        chunk = self.chunks[first]
+        self._unopened.remove(first)
+        chunk.records = {}
+        followers: list[Left] = []
+        for number, (key, size) in enumerate(zip(keys, sizes, strict=True), first):
+            record = Waiting(number, key, size, chunk.accepted_ms)
+            chunk.records[number] = record
+            self._queue(record)
+            if number < self.head.follow.get(key, 0):
+                followers.append(self._leave(record, "followed"))
+        if not self._unopened:
+            self.head.follow.clear()
+        return followers
 
-    def begin(self, now_ms: int) -> list[Waiting]:
-        """What to call with now. Each is in flight until `end` is told of it."""
-        self.breaker = advance(self.breaker, self.policy.breaker, now_ms)
-        room = min(
-            self.policy.calls - self.in_flight,
-            permitted(self.breaker, self.policy.breaker, self.in_flight),
-        )
-        begun: list[Waiting] = []
-        while len(begun) < room and (record := self._next_due(now_ms)):
-            begun.append(record)
-            is_probe = self.breaker.state == "half_open"
-            self._calls[record.number] = _Call(now_ms, self.breaker.epoch, is_probe)
-        self.breaker = began(self.breaker, len(begun), now_ms)
-        return begun
+    def chunk_of(self, number: int) -> Chunk:
+        """The chunk that a record is of."""
+        return self.chunks[self._firsts[bisect_right(self._firsts, number) - 1]]
 
-    def end(self, number: int, failure: Failure | None, now_ms: int) -> list[Left]:
+    def loaded(self, first: int) -> None:
+        """The events of an opened chunk are at hand again."""
+        if first in self._unloaded:
+            self._unloaded.discard(first)
+            for number, record in (self.chunks[first].records or {}).items():
+                if number not in self._out and self._is_next(record):
+                    heapq.heappush(self._parked, (record.due_ms, number))
+
+    def begin(self, now_ms: int, has: Callable[[int], bool] = lambda _: True) -> Call | None:
+        """What to call with now. It is in flight until `end` is told of it.
+
+        Args:
+            now_ms: now.
+            has: whether the events of a chunk are at hand; what is due and is not, is `wanted`.
+        """
+        self.head.breaker = advance(self.breaker, self.policy.breaker, now_ms)
+        free = permitted(self.breaker, self.policy.breaker, self.in_flight)
+        if self.in_flight >= self.policy.calls or free < 1:
+            return None
+        records: list[Waiting] = []
+        numbers: set[int] = set()
+        # Probes are made with one record: a batch would tell no more.
+        size = self.policy.batch if self.breaker.state == "closed" else 1
+        self._promote(now_ms)
+        while len(records) < size:
+            record = self._next_due(now_ms, has, numbers)
+            if record is None:
+                break
+            records.append(record)
+            numbers.add(record.number)
+            self._out.add(record.number)
+            if self.policy.keeps_order:
+                self._let_follow(record)
+        if not records:
+            return None
+        is_probe = self.breaker.state == "half_open"
+        call = Call(records[0].number, records, now_ms, self.breaker.epoch, is_probe)
+        self._calls[call.number] = call
+        self.head.breaker = began(self.breaker, 1, now_ms)
+        return call
+
+    def end(self, number: int, failures: Sequence[Failure | None], now_ms: int) -> list[Left]:
         """A call has come back.
 
         Args:
-            number: the record's.
-            failure: None for a success.
+            number: of the call.
+            failures: of each of its records; None for a success.
             now_ms: now.
 
         Returns:
@@ -213,12 +374,169 @@ class Lane:
             follow a dead letter.
         """
         call = self._calls.pop(number)
-        record = self.records[number]
-        self._tell_breaker(call, failure, now_ms)
-        if failure is None:
-            return [self._leave(record, "delivered")]
+        for record in call.records:
+            self._out.discard(record.number)
+        self._tell_breaker(call, failures, now_ms)
+        results = list(zip(call.records, failures, strict=True))
+        left = [self._leave(record, "delivered") for record, failure in results if failure is None]
+        for record, failure in results:
+            # One that has followed a dead letter of its call is gone.
+            if failure and self._record(record.number):
+                left += self._failed(call, record, failure, now_ms)
+        return left
+
+    def expire(self, now_ms: int) -> list[Left]:
+        """Records that have been here for too long; those in flight are waited for."""
+        left: list[Left] = []
+        for chunk in [*self.chunks.values()]:
+            if not self._is_old(chunk.first, now_ms):
+                break
+            for record in [*(chunk.records or {}).values()]:
+                if record.number not in self._out and record.number in (chunk.records or ()):
+                    left += self._dead(record, "expired")
+        return left
+
+    def flush(self) -> list[Left]:
+        """The end of the input: what is opened and waits leaves; calls that are out do not."""
+        return [
+            self._leave(record, "flush_at_end")
+            for chunk in [*self.chunks.values()]
+            for record in [*(chunk.records or {}).values()]
+            if record.number not in self._out
+        ]
+
+    def next_ms(self) -> int | None:
+        """When there is something to do without a call coming back; None for never."""
+        times = []
+        if (self._peek() is not None or self._unopened) and self.in_flight < self.policy.calls:
+            due_ms = self._parked[0][0] if self._parked and not self._ready else 0
+            change_ms = next_change_ms(self.breaker, self.policy.breaker)
+            if permitted(self.breaker, self.policy.breaker, self.in_flight) > 0:
+                times.append(due_ms)
+            elif change_ms is not None:
+                times.append(max(due_ms, change_ms) if self.breaker.state == "open" else change_ms)
+        oldest_ms = self._oldest_ms() if self.policy.max_age_ms else None
+        if oldest_ms is not None:
+            times.append(oldest_ms + self.policy.max_age_ms)
+        return min(times, default=None)
+
+    def held_ms(self, now_ms: int) -> int | None:
+        """The event time that the watermark must not pass yet; None if it need not wait."""
+        held = _NO_TIME
+        for chunk in self.chunks.values():
+            is_young = now_ms < chunk.accepted_ms + self.policy.hold_ms
+            if is_young and chunk.event_ms < held and self._has_unfailed(chunk):
+                held = chunk.event_ms
+        return None if held == _NO_TIME else held
+
+    def saved(self) -> None:
+        """All that has changed has been saved."""
+        self.changed.clear()
+
+    # --- inside
+
+    def _oldest_ms(self) -> int | None:
+        """When the oldest record was accepted, of those that are not out."""
+        for chunk in self.chunks.values():
+            if chunk.records is None or any(number not in self._out for number in chunk.records):
+                return chunk.accepted_ms
+        return None
+
+    def _is_old(self, first: int, now_ms: int) -> bool:
+        age_ms = self.policy.max_age_ms
+        return bool(age_ms) and self.chunks[first].accepted_ms + age_ms <= now_ms
+
+    def _has_unfailed(self, chunk: Chunk) -> bool:
+        return chunk.records is None or any(
+            not record.first_failure_ms for record in chunk.records.values()
+        )
+
+    def _add(self, chunk: Chunk) -> None:
+        self.chunks[chunk.first] = chunk
+        self._firsts.append(chunk.first)
+        self.count += len(chunk)
+        self.size_bytes += chunk.size_bytes
+        if chunk.records is None:
+            self._unopened.append(chunk.first)
+
+    def _queue(self, record: Waiting) -> None:
+        if self.policy.ordering == "key":
+            queue = self._of_key.setdefault(record.key, deque())
+            queue.append(record.number)
+            if len(queue) > 1:
+                return  # it is due when those before it have left
+        heapq.heappush(self._parked, (record.due_ms, record.number))
+
+    def _is_next(self, record: Waiting) -> bool:
+        return self.policy.ordering == "none" or self._of_key[record.key][0] == record.number
+
+    def _record(self, number: int) -> Waiting | None:
+        """A record that is here and not out."""
+        if number in self._out or not self._firsts or number < self._firsts[0]:
+            return None
+        return (self.chunk_of(number).records or {}).get(number)
+
+    def _peek(self) -> Waiting | None:
+        """The record that is due first, among those that may be called with."""
+        while self._ready:
+            if record := self._record(self._ready[0]):
+                return record
+            heapq.heappop(self._ready)
+        while self._parked:
+            due_ms, number = self._parked[0]
+            record = self._record(number)
+            if record and record.due_ms == due_ms:
+                return record
+            heapq.heappop(self._parked)
+        return None
+
+    def _promote(self, now_ms: int) -> None:
+        """What is due by now is ready."""
+        while self._parked and self._parked[0][0] <= now_ms:
+            due_ms, number = heapq.heappop(self._parked)
+            record = self._record(number)
+            if record and record.due_ms == due_ms:
+                heapq.heappush(self._ready, number)
+
+    def _next_due(
+        self, now_ms: int, has: Callable[[int], bool], in_call: set[int]
+    ) -> Waiting | None:
+        while self._ready:
+            record = self._record(heapq.heappop(self._ready))
+            # It may stand there twice, and have been called with since.
+            if record is None or record.due_ms > now_ms or not self._may_go(record, in_call):
+                continue
+            first = self.chunk_of(record.number).first
+            if has(first):
+                return record
+            self._unloaded.add(first)
+        return None
+
+    def _may_go(self, record: Waiting, in_call: set[int]) -> bool:
+        """Whether those of its key before it have left, or are in the same call."""
+        if self._is_next(record):
+            return True
+        queue = self._of_key[record.key]
+        before = queue[queue.index(record.number) - 1]
+        return before in in_call
+
+    def _let_follow(self, record: Waiting) -> None:
+        """Let the next one of its key into the same call."""
+        if self.policy.ordering == "key":
+            queue = self._of_key[record.key]
+            at = queue.index(record.number) + 1
+            if at < len(queue):
+                heapq.heappush(self._ready, queue[at])
+
+    def _failed(self, call: Call, record: Waiting, failure: Failure, now_ms: int) -> list[Left]:
+        self.changed.add(self.chunk_of(record.number).first)
+        if failure.untried:
+            self._park(record)
+            return []
         attempt = Attempt(now_ms, failure.error_type, failure.message)
+        self.head.last_failure = attempt
         record.history = _bounded((*record.history, attempt))
+        record.first_failure_ms = record.first_failure_ms or now_ms
         if not failure.handling.retryable:
             return self._dead(record, "refused")
         if not call.is_probe and not failure.handling.systemic:
@@ -227,93 +545,29 @@ class Lane:
         if due_ms is None:
             return self._dead(record, "exhausted")
         record.due_ms = due_ms
-        heapq.heappush(self._due, (due_ms, number))
+        self._park(record)
         return []
 
-    def expire(self, now_ms: int) -> list[Left]:
-        """Records that have been here for too long; one in flight is waited for."""
-        if not self.policy.max_age_ms:
-            return []
-        left: list[Left] = []
-        while (oldest := self._oldest()) and oldest.accepted_ms + self.policy.max_age_ms <= now_ms:
-            left += self._dead(oldest, "expired")
-        return left
-
-    def flush(self) -> list[Left]:
-        """The end of the input: all that waits leaves. Calls that are out are waited for first."""
-        return [
-            self._leave(record, "flush_at_end")
-            for record in [*self.records.values()]
-            if record.number not in self._calls
-        ]
-
-    def next_ms(self) -> int | None:
-        """When there is something to do without a call coming back; None for never."""
-        times = []
-        if self._peek() is not None and self.in_flight < self.policy.calls:
-            due_ms = self._due[0][0]
-            change_ms = next_change_ms(self.breaker, self.policy.breaker)
-            if permitted(self.breaker, self.policy.breaker, self.in_flight) > 0:
-                times.append(due_ms)
-            elif change_ms is not None:
-                times.append(max(due_ms, change_ms) if self.breaker.state == "open" else change_ms)
-        if self.policy.max_age_ms and (oldest := self._oldest()):
-            times.append(oldest.accepted_ms + self.policy.max_age_ms)
-        return min(times, default=None)
-
-    # --- inside
-
-    def _has_room(self, size: int) -> bool:
-        # An event larger than all of the room could never be delivered: alone it is taken.
-        fits = self.size_bytes + size <= self.policy.max_bytes or not self.records
-        return fits and len(self.records) < self.policy.max_records
-
-    def _take(self, record: Waiting) -> None:
-        self.records[record.number] = record
-        self.size_bytes += len(record.event)
-        if self.policy.ordering == "key":
-            queue = self._of_key.setdefault(record.key, deque())
-            queue.append(record.number)
-            if len(queue) > 1:
-                return  # it is due when those before it have left
-        heapq.heappush(self._due, (record.due_ms, record.number))
-
-    def _peek(self) -> Waiting | None:
-        """The record that is due first, among those that may be called with."""
-        while self._due:
-            due_ms, number = self._due[0]
-            record = self.records.get(number)
-            if record and record.due_ms == due_ms and number not in self._calls:
-                return record
-            heapq.heappop(self._due)
-        return None
-
-    def _next_due(self, now_ms: int) -> Waiting | None:
-        record = self._peek()
-        if record is None or record.due_ms > now_ms:
-            return None
-        heapq.heappop(self._due)
-        return record
-
-    def _oldest(self) -> Waiting | None:
-        """The record that came first, of those that are not being called with."""
-        return next((r for n, r in self.records.items() if n not in self._calls), None)
+    def _park(self, record: Waiting) -> None:
+        if self._is_next(record):
+            heapq.heappush(self._parked, (record.due_ms, record.number))
 
     def _next_attempt_ms(self, record: Waiting, failure: Failure, now_ms: int) -> int | None:
-        first_ms = record.history[0].at_ms
         wait_ms = max(failure.wait_ms, failure.handling.wait_ms)
         key = b"%d:%b" % (record.number, record.key.encode("utf-8", "surrogatepass"))
-        return self.policy.retry.next_attempt_ms(key, record.attempts, first_ms, now_ms, wait_ms)
+        return self.policy.retry.next_attempt_ms(
+            key, record.attempts, record.first_failure_ms, now_ms, wait_ms
+        )
 
-    def _tell_breaker(self, call: _Call, failure: Failure | None, now_ms: int) -> None:
-        self.breaker = ended(
+    def _tell_breaker(self, call: Call, failures: Sequence[Failure | None], now_ms: int) -> None:
+        self.head.breaker = ended(
             advance(self.breaker, self.policy.breaker, now_ms),
             self.policy.breaker,
             epoch=call.epoch,
-            outcome=_outcome(failure),
+            outcome=_outcome(failures),
             took_ms=now_ms - call.began_ms,
             now_ms=now_ms,
-            wait_ms=failure.wait_ms if failure else 0,
+            wait_ms=max(failure.wait_ms if failure else 0 for failure in failures),
         )
 
     def _dead(self, record: Waiting, disposition: Disposition) -> list[Left]:
@@ -321,30 +575,50 @@ class Lane:
         if self.policy.ordering == "key" and self.policy.after_dead_letter == "follow":
             # Those before it are on their way: an old one can be given up behind them.
             followers = [n for n in self._of_key.get(record.key, ()) if n > record.number]
-            left += [self._leave(self.records[number], "followed") for number in followers]
+            left += [
+                self._leave(follower, "followed")
+                for number in followers
+                if (follower := self._record(number)) is not None
+            ]
+            if self._unopened:
+                self.head.follow[record.key] = self.head.next_number
         return left
 
     def _leave(self, record: Waiting, disposition: Disposition) -> Left:
-        del self.records[record.number]
-        self.size_bytes -= len(record.event)
+        chunk = self.chunk_of(record.number)
+        assert chunk.records is not None  # noqa: S101 # a record is of an opened chunk
+        del chunk.records[record.number]
+        chunk.size_bytes -= record.size_bytes
+        self.count -= 1
+        self.size_bytes -= record.size_bytes
+        self.changed.add(chunk.first)
+        if not chunk.records:
+            del self.chunks[chunk.first]
+            self._firsts.remove(chunk.first)
+            self._unloaded.discard(chunk.first)
         if self.policy.ordering == "key":
-            queue = self._of_key[record.key]
-            was_first = queue[0] == record.number
-            queue.remove(record.number)
-            if not queue:
-                del self._of_key[record.key]
-            elif was_first:
-                heapq.heappush(self._due, (self.records[queue[0]].due_ms, queue[0]))
+            self._leave_queue(record)
         return Left(record, disposition)
 
+    def _leave_queue(self, record: Waiting) -> None:
+        queue = self._of_key[record.key]
+        was_first = queue[0] == record.number
+        queue.remove(record.number)
+        if not queue:
+            del self._of_key[record.key]
+        elif was_first and (follower := self._record(queue[0])) is not None:
+            heapq.heappush(self._parked, (follower.due_ms, follower.number))
 
-def _outcome(failure: Failure | None) -> Outcome:
+
+def _outcome(failures: Sequence[Failure | None]) -> Outcome:
     """What a call says of the target. One that refuses a single record has answered: it is up."""
-    if failure is None:
-        return "success"
-    if failure.handling.systemic:
+    if any(failure and failure.handling.systemic for failure in failures):
         return "systemic"
-    return "failure" if failure.handling.retryable else "success"
+    answered = any(
+        failure is None or not (failure.handling.retryable or failure.untried)
+        for failure in failures
+    )
+    return "success" if answered else "failure"
 
 
 def _bounded(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:

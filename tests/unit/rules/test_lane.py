@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,26 +15,65 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from operators.rules.backoff import RetryPolicy
 from operators.rules.breaker import BreakerPolicy
 from operators.rules.failure import Handling
-from operators.rules.lane import MOST_HISTORY, Failure, Lane, LanePolicy, Left, Waiting
+from operators.rules.lane import (
+    MOST_HISTORY,
+    Chunk,
+    Failure,
+    Head,
+    Lane,
+    LanePolicy,
+    Left,
+    Waiting,
+)
 
 NOW_MS = 1_700_000_000_000
 RETRY = RetryPolicy(max_attempts=3, base_ms=1_000, jitter=0)
 CALM = BreakerPolicy(consecutive=0)
 BUSY = Failure("http_503", "busy", Handling("transient", retryable=True))
 BAD = Failure("http_422", "bad", Handling("data_quality"))
+UNTRIED = Failure("not_tried", "", Handling("transient"), untried=True)
 DENIED = Failure("http_401", "who?", Handling("persistent", retryable=True, systemic=True))
 
 
 def lane(*keys: str, **policy: Any) -> Lane:
-    """A lane with an event of each key."""
+    """A lane with an event of each key, looked at one by one."""
     policy = {"retry": RETRY, "breaker": CALM, **policy}
     found = Lane(LanePolicy(**policy))
-    assert found.accept([(key, key.encode()) for key in keys], NOW_MS) == []
+    arrive(found, *keys)
     return found
 
 
-def numbers(records: list[Waiting]) -> list[int]:
-    return [record.number for record in records]
+def arrive(found: Lane, *keys: str) -> None:
+    chunk = found.accept([1] * len(keys), NOW_MS, NOW_MS)
+    assert found.open(chunk.first, keys, [1] * len(keys)) == []
+
+
+def begin(found: Lane, now_ms: int) -> list[int]:
+    """All calls that begin now, of one record each."""
+    begun = []
+    while call := found.begin(now_ms):
+        assert [record.number for record in call.records] == [call.number]
+        begun.append(call.number)
+    return begun
+
+
+def end(found: Lane, number: int, failure: Failure | None, now_ms: int) -> list[Left]:
+    return found.end(number, [failure], now_ms)
+
+
+def record(found: Lane, number: int) -> Waiting:
+    return (found.chunk_of(number).records or {})[number]
+
+
+def here(found: Lane) -> list[int]:
+    return [number for chunk in found.chunks.values() for number in chunk.records or {}]
+
+
+def crashed(found: Lane) -> Lane:
+    """The same lane from what is kept of it."""
+    kept = msgspec.msgpack.encode((found.head, list(found.chunks.values())))
+    head, chunks = msgspec.msgpack.decode(kept, type=tuple[Head, list[Chunk]])
+    return Lane(found.policy, head, chunks)
 
 
 def ways(left: list[Left]) -> list[tuple[int, str]]:
@@ -45,64 +85,116 @@ def ways(left: list[Left]) -> list[tuple[int, str]]:
 
 def test_a_record_is_called_with_once_and_leaves_when_it_is_delivered() -> None:
     found = lane("a")
-    assert numbers(found.begin(NOW_MS)) == [0]
-    assert found.begin(NOW_MS) == []
-    assert ways(found.end(0, None, NOW_MS + 5)) == [(0, "delivered")]
-    assert (found.records, found.size_bytes, found.in_flight, found.next_ms()) == ({}, 0, 0, None)
+    assert begin(found, NOW_MS) == [0]
+    assert begin(found, NOW_MS) == []
+    assert ways(end(found, 0, None, NOW_MS + 5)) == [(0, "delivered")]
+    assert (found.chunks, found.count, found.size_bytes, found.in_flight) == ({}, 0, 0, 0)
+    assert found.next_ms() is None
+    assert found.is_idle
 
 
 def test_a_transient_failure_is_tried_again_when_it_is_due_and_not_before() -> None:
     found = lane("a")
-    found.begin(NOW_MS)
-    assert found.end(0, BUSY, NOW_MS) == []
+    begin(found, NOW_MS)
+    assert end(found, 0, BUSY, NOW_MS) == []
     assert found.next_ms() == NOW_MS + 1_000
-    assert found.begin(NOW_MS + 999) == []
-    assert numbers(found.begin(NOW_MS + 1_000)) == [0]
+    assert begin(found, NOW_MS + 999) == []
+    assert begin(found, NOW_MS + 1_000) == [0]
 
 
 def test_when_the_attempts_are_used_up_it_is_a_dead_letter_with_its_history() -> None:
     found, at_ms = lane("a"), NOW_MS
     for wait_ms in (1_000, 2_000):
-        found.begin(at_ms)
-        assert found.end(0, BUSY, at_ms) == []
+        begin(found, at_ms)
+        assert end(found, 0, BUSY, at_ms) == []
         at_ms += wait_ms
-    found.begin(at_ms)
-    ((record, disposition),) = found.end(0, BUSY, at_ms)
-    assert (disposition, record.attempts) == ("exhausted", 3)
-    assert [each.at_ms - NOW_MS for each in record.history] == [0, 1_000, 3_000]
-    assert record.history[0].error_type == "http_503"
+    begin(found, at_ms)
+    ((gone, disposition),) = end(found, 0, BUSY, at_ms)
+    assert (disposition, gone.attempts, gone.first_failure_ms) == ("exhausted", 3, NOW_MS)
+    assert [each.at_ms - NOW_MS for each in gone.history] == [0, 1_000, 3_000]
+    assert gone.history[0].error_type == "http_503"
 
 
 def test_what_cannot_succeed_is_not_tried_again() -> None:
     found = lane("a")
-    found.begin(NOW_MS)
-    assert ways(found.end(0, BAD, NOW_MS)) == [(0, "refused")]
+    begin(found, NOW_MS)
+    assert ways(end(found, 0, BAD, NOW_MS)) == [(0, "refused")]
 
 
 def test_no_more_calls_are_out_than_allowed() -> None:
     found = lane(*"abcde", calls=2)
-    assert numbers(found.begin(NOW_MS)) == [0, 1]
-    found.end(1, None, NOW_MS)
-    assert numbers(found.begin(NOW_MS)) == [2]
+    assert begin(found, NOW_MS) == [0, 1]
+    end(found, 1, None, NOW_MS)
+    assert begin(found, NOW_MS) == [2]
 
 
 def test_what_the_target_asks_for_is_waited_for() -> None:
     found = lane("a")
-    found.begin(NOW_MS)
-    found.end(0, BUSY._replace(wait_ms=7_000), NOW_MS)
+    begin(found, NOW_MS)
+    end(found, 0, BUSY._replace(wait_ms=7_000), NOW_MS)
     assert found.next_ms() == NOW_MS + 7_000
 
 
 def test_the_history_keeps_the_first_attempt_and_the_last_ones() -> None:
     found, at_ms = lane("a", retry=RetryPolicy(max_attempts=100, cap_ms=1_000)), NOW_MS
     for _ in range(30):
-        found.begin(at_ms)
-        found.end(0, BUSY, at_ms)
+        begin(found, at_ms)
+        end(found, 0, BUSY, at_ms)
         at_ms += 2_000
-    history = found.records[0].history
+    history = record(found, 0).history
     assert len(history) == MOST_HISTORY
     assert history[0].at_ms == NOW_MS
     assert history[-1].at_ms == at_ms - 2_000
+
+
+# --- several records in a call
+
+
+def test_a_call_takes_as_many_as_it_may_and_one_of_each_key() -> None:
+    found = lane("a", "a", "b", "c", batch=2)
+    call = found.begin(NOW_MS)
+    assert call
+    assert [each.number for each in call.records] == [0, 2]
+    assert ways(found.end(0, [None, BAD], NOW_MS)) == [(0, "delivered"), (2, "refused")]
+
+
+def test_a_target_that_keeps_the_order_gets_several_of_a_key() -> None:
+    found = lane("a", "b", "a", "a", batch=3, keeps_order=True)
+    call = found.begin(NOW_MS)
+    assert call
+    assert [each.number for each in call.records] == [0, 1, 2]
+    # The fourth may not overtake those before it in a call beside theirs.
+    assert found.begin(NOW_MS) is None
+    assert ways(found.end(0, [BUSY, None, UNTRIED], NOW_MS)) == [(1, "delivered")]
+    assert (record(found, 0).attempts, record(found, 2).attempts) == (1, 0)
+    assert found.begin(NOW_MS) is None
+    call = found.begin(NOW_MS + 1_000)
+    assert call
+    assert [each.number for each in call.records] == [0, 2, 3]
+
+
+def test_those_behind_a_dead_letter_in_the_same_call_follow_it() -> None:
+    found = lane("a", "a", "a", batch=2, keeps_order=True, after_dead_letter="follow")
+    found.begin(NOW_MS)
+    left = found.end(0, [BAD, UNTRIED], NOW_MS)
+    assert ways(left) == [(0, "refused"), (1, "followed"), (2, "followed")]
+
+
+def test_a_probe_is_one_record() -> None:
+    found = lane(*"abc", batch=3, breaker=BreakerPolicy(consecutive=1))
+    found.begin(NOW_MS)
+    found.end(0, [BUSY] * 3, NOW_MS)
+    call = found.begin(NOW_MS + 60_000)
+    assert call
+    assert call.is_probe
+    assert len(call.records) == 1
+
+
+def test_a_call_of_which_one_record_is_taken_has_been_answered() -> None:
+    found = lane(*"abc", batch=3, breaker=BreakerPolicy(consecutive=1))
+    found.begin(NOW_MS)
+    found.end(0, [BUSY, None, BUSY], NOW_MS)
+    assert found.breaker.state == "closed"
 
 
 # --- order
@@ -110,31 +202,42 @@ def test_the_history_keeps_the_first_attempt_and_the_last_ones() -> None:
 
 def test_with_order_by_key_followers_wait_and_other_keys_go_on() -> None:
     found = lane("a", "a", "b", "a")
-    assert numbers(found.begin(NOW_MS)) == [0, 2]
-    found.end(0, BUSY, NOW_MS)
-    assert found.begin(NOW_MS) == []
-    assert numbers(found.begin(NOW_MS + 1_000)) == [0]
-    found.end(0, None, NOW_MS + 1_000)
-    assert numbers(found.begin(NOW_MS + 1_000)) == [1]
+    assert begin(found, NOW_MS) == [0, 2]
+    end(found, 0, BUSY, NOW_MS)
+    assert begin(found, NOW_MS) == []
+    assert begin(found, NOW_MS + 1_000) == [0]
+    end(found, 0, None, NOW_MS + 1_000)
+    assert begin(found, NOW_MS + 1_000) == [1]
 
 
 def test_without_order_nobody_waits_for_a_failed_one() -> None:
-    found = lane("a", "a", ordering="none")
-    assert numbers(found.begin(NOW_MS)) == [0, 1]
+    assert begin(lane("a", "a", ordering="none"), NOW_MS) == [0, 1]
 
 
 def test_when_one_is_given_up_its_followers_go_on() -> None:
     found = lane("a", "a", "a")
-    found.begin(NOW_MS)
-    assert ways(found.end(0, BAD, NOW_MS)) == [(0, "refused")]
-    assert numbers(found.begin(NOW_MS)) == [1]
+    begin(found, NOW_MS)
+    assert ways(end(found, 0, BAD, NOW_MS)) == [(0, "refused")]
+    assert begin(found, NOW_MS) == [1]
 
 
 def test_or_they_follow_it_and_those_of_other_keys_do_not() -> None:
     found = lane("a", "a", "b", "a", after_dead_letter="follow")
-    found.begin(NOW_MS)
-    assert ways(found.end(0, BAD, NOW_MS)) == [(0, "refused"), (1, "followed"), (3, "followed")]
-    assert list(found.records) == [2]
+    begin(found, NOW_MS)
+    assert ways(end(found, 0, BAD, NOW_MS)) == [(0, "refused"), (1, "followed"), (3, "followed")]
+    assert here(found) == [2]
+
+
+def test_those_of_a_chunk_that_is_not_open_yet_follow_too_and_later_ones_do_not() -> None:
+    found = lane("a", after_dead_letter="follow")
+    waiting = found.accept([1, 1], NOW_MS, NOW_MS)
+    begin(found, NOW_MS)
+    end(found, 0, BAD, NOW_MS)
+    found = crashed(found)
+    later = found.accept([1], NOW_MS, NOW_MS)
+    assert ways(found.open(waiting.first, ["b", "a"], [1, 1])) == [(2, "followed")]
+    assert found.open(later.first, ["a"], [1]) == []
+    assert here(found) == [1, 3]
 
 
 # --- the breaker
@@ -145,91 +248,151 @@ BREAKER = BreakerPolicy(consecutive=2, open_ms=60_000, half_open_ms=10_000)
 def opened() -> Lane:
     """Two calls have failed, three more records wait."""
     found = lane(*"abcde", breaker=BREAKER, calls=2)
-    found.begin(NOW_MS)
-    found.end(0, BUSY, NOW_MS)
-    found.end(1, BUSY, NOW_MS)
+    begin(found, NOW_MS)
+    end(found, 0, BUSY, NOW_MS)
+    end(found, 1, BUSY, NOW_MS)
     return found
 
 
 def test_while_the_breaker_is_open_nothing_is_called_and_nothing_is_used_up() -> None:
     found = opened()
-    assert found.begin(NOW_MS + 59_999) == []
+    assert begin(found, NOW_MS + 59_999) == []
     assert found.next_ms() == NOW_MS + 60_000
-    assert [record.attempts for record in found.records.values()] == [1, 1, 0, 0, 0]
+    assert [record(found, number).attempts for number in range(5)] == [1, 1, 0, 0, 0]
+    assert not found.is_idle
 
 
 def test_a_record_that_waits_is_the_probe_and_a_probe_uses_up_nothing() -> None:
     found, at_ms = opened(), NOW_MS
     for _ in range(10):
         at_ms = found.next_ms() or 0
-        (probe,) = found.begin(at_ms)
-        before = probe.attempts
-        assert found.end(probe.number, BUSY, at_ms) == []
-        assert found.records[probe.number].attempts == before
-    assert len(found.records) == 5
+        (probe,) = begin(found, at_ms)
+        before = record(found, probe).attempts
+        assert end(found, probe, BUSY, at_ms) == []
+        assert record(found, probe).attempts == before
+    assert found.count == 5
 
 
 def test_when_the_probe_succeeds_the_others_follow_a_few_at_a_time() -> None:
     found = opened()
     at_ms = NOW_MS + 60_000
-    (probe,) = found.begin(at_ms)
-    found.end(probe.number, None, at_ms)
-    assert len(found.begin(at_ms)) == 2
+    (probe,) = begin(found, at_ms)
+    end(found, probe, None, at_ms)
+    assert len(begin(found, at_ms)) == 2
 
 
 def test_a_systemic_failure_opens_it_and_does_not_count() -> None:
     found = lane("a", retry=RetryPolicy(max_attempts=1), breaker=BREAKER)
-    found.begin(NOW_MS)
-    assert found.end(0, DENIED, NOW_MS) == []
-    assert (found.breaker.state, found.records[0].attempts) == ("open", 0)
+    begin(found, NOW_MS)
+    assert end(found, 0, DENIED, NOW_MS) == []
+    assert (found.breaker.state, record(found, 0).attempts) == ("open", 0)
 
 
 def test_a_target_that_refuses_records_is_up() -> None:
     found = lane(*"abcd", breaker=BREAKER)
-    for record in found.begin(NOW_MS):
-        found.end(record.number, BAD, NOW_MS)
+    for number in begin(found, NOW_MS):
+        end(found, number, BAD, NOW_MS)
     assert found.breaker.state == "closed"
 
 
 # --- bounds and ends
 
 
-def test_what_there_is_no_room_for_overflows() -> None:
-    found = lane("a", "b", max_records=2)
-    assert ways(found.accept([("c", b"c")], NOW_MS)) == [(2, "overflow")]
-    sized = Lane(LanePolicy(max_bytes=10))
-    assert ways(sized.accept([("a", b"x" * 6), ("b", b"x" * 5), ("c", b"x" * 4)], NOW_MS)) == [
-        (1, "overflow")
-    ]
+def test_there_is_room_for_so_many_records_and_bytes() -> None:
+    found = lane("a", "b", max_records=5, max_bytes=20)
+    assert found.room([1, 1, 1, 1]) == 3
+    assert found.room([10, 8, 1]) == 2
+    assert found.room([19]) == 0
 
 
 def test_an_event_larger_than_the_bound_is_taken_when_it_is_alone() -> None:
     """Else it could never be delivered."""
-    found = Lane(LanePolicy(max_bytes=10))
-    assert found.accept([("a", b"x" * 11)], NOW_MS) == []
+    assert Lane(LanePolicy(max_bytes=10)).room([11, 1]) == 1
 
 
 def test_a_record_that_is_too_old_is_given_up_unless_it_is_being_called_with() -> None:
     found = lane("a", "b", max_age_ms=5_000, calls=1)
-    found.begin(NOW_MS)
+    begin(found, NOW_MS)
     assert found.next_ms() == NOW_MS + 5_000
     assert found.expire(NOW_MS + 4_999) == []
     assert ways(found.expire(NOW_MS + 5_000)) == [(1, "expired")]
-    assert ways(found.end(0, None, NOW_MS + 6_000)) == [(0, "delivered")]
+    assert ways(end(found, 0, None, NOW_MS + 6_000)) == [(0, "delivered")]
 
 
 def test_an_old_follower_is_given_up_without_the_one_before_it() -> None:
     found = lane("a", "a", "a", max_age_ms=5_000, after_dead_letter="follow")
-    found.begin(NOW_MS)
+    begin(found, NOW_MS)
     assert ways(found.expire(NOW_MS + 5_000)) == [(1, "expired"), (2, "followed")]
-    assert ways(found.end(0, None, NOW_MS + 6_000)) == [(0, "delivered")]
+    assert ways(end(found, 0, None, NOW_MS + 6_000)) == [(0, "delivered")]
 
 
 def test_at_the_end_all_that_waits_is_flushed() -> None:
     found = lane("a", "a", "b", calls=1)
-    found.begin(NOW_MS)
+    begin(found, NOW_MS)
     assert ways(found.flush()) == [(1, "flush_at_end"), (2, "flush_at_end")]
-    assert ways(found.end(0, None, NOW_MS)) == [(0, "delivered")]
+    assert ways(end(found, 0, None, NOW_MS)) == [(0, "delivered")]
+
+
+# --- chunks
+
+
+def test_a_chunk_is_looked_at_only_when_there_is_room_to_call() -> None:
+    found = Lane(LanePolicy(RETRY, BREAKER, calls=2))
+    many = found.policy.window
+    for _ in range(3):
+        found.accept([1] * many, NOW_MS, NOW_MS)
+    assert found.wanted(NOW_MS) == 0
+    assert found.next_ms() is not None
+    found.open(0, [str(i) for i in range(many)], [1] * many)
+    assert found.wanted(NOW_MS) is None
+    for number in begin(found, NOW_MS):
+        end(found, number, None, NOW_MS)
+    assert found.wanted(NOW_MS) == many
+
+
+def test_while_the_breaker_is_open_one_record_is_kept_at_hand_to_probe_with() -> None:
+    found = Lane(LanePolicy(RETRY, BreakerPolicy(consecutive=1)))
+    found.accept([1], NOW_MS, NOW_MS)
+    found.accept([1], NOW_MS, NOW_MS)
+    found.accept([1], NOW_MS, NOW_MS)
+    found.open(0, ["a"], [1])
+    begin(found, NOW_MS)
+    end(found, 0, BUSY, NOW_MS)
+    assert found.wanted(NOW_MS + 1) == 1
+    found.open(1, ["b"], [1])
+    assert found.wanted(NOW_MS + 1) is None
+
+
+def test_what_is_due_and_not_at_hand_is_wanted_and_called_with_when_it_is() -> None:
+    found = crashed(lane("a", "b"))
+    assert found.begin(NOW_MS, lambda first: False) is None
+    assert found.wanted(NOW_MS) == 0
+    found.loaded(0)
+    assert begin(found, NOW_MS) == [0, 1]
+
+
+def test_an_old_chunk_is_looked_at_even_if_there_is_no_room_to_call() -> None:
+    found = lane("a", "b", calls=1, max_age_ms=5_000, breaker=BreakerPolicy(consecutive=1))
+    found.accept([1], NOW_MS, NOW_MS)
+    begin(found, NOW_MS)
+    end(found, 0, BUSY, NOW_MS)
+    assert found.wanted(NOW_MS) is None
+    assert found.wanted(NOW_MS + 5_000) == 2
+    assert found.next_ms() == NOW_MS + 5_000
+
+
+def test_the_watermark_waits_for_young_records_that_have_not_failed() -> None:
+    found = Lane(LanePolicy(RETRY, CALM, hold_ms=1_000))
+    found.accept([1], NOW_MS - 50, NOW_MS)
+    found.accept([1], NOW_MS - 90, NOW_MS + 500)
+    assert found.held_ms(NOW_MS) == NOW_MS - 90
+    assert found.held_ms(NOW_MS + 1_000) == NOW_MS - 90
+    assert found.held_ms(NOW_MS + 1_500) is None
+    found.open(0, ["a"], [1])
+    found.open(1, ["b"], [1])
+    begin(found, NOW_MS + 500)
+    end(found, 1, BUSY, NOW_MS + 500)
+    assert found.held_ms(NOW_MS + 500) == NOW_MS - 50
 
 
 # --- after a crash
@@ -237,20 +400,18 @@ def test_at_the_end_all_that_waits_is_flushed() -> None:
 
 def test_calls_that_were_out_are_made_again_and_do_not_count() -> None:
     found = lane("a", "a", "b")
-    found.begin(NOW_MS)
-    again = Lane.restored(found.policy, found.breaker, found.next_number, found.records.values())
-    assert (again.size_bytes, again.next_number) == (3, 3)
-    begun = again.begin(NOW_MS + 1)
-    assert [(record.number, record.attempts) for record in begun] == [(0, 0), (2, 0)]
+    begin(found, NOW_MS)
+    again = crashed(found)
+    assert (again.size_bytes, again.count, again.head.next_number) == (3, 3, 3)
+    assert begin(again, NOW_MS + 1) == [0, 2]
+    assert record(again, 0).attempts == 0
 
 
 def test_it_is_still_open_for_the_time_that_was_left_and_a_lost_probe_is_made_again() -> None:
-    found = opened()
-    again = Lane.restored(found.policy, found.breaker, found.next_number, found.records.values())
-    assert again.begin(NOW_MS + 59_999) == []
-    (probe,) = again.begin(NOW_MS + 60_000)
-    once_more = Lane.restored(again.policy, again.breaker, 5, again.records.values())
-    assert numbers(once_more.begin(NOW_MS + 60_001)) == [probe.number]
+    again = crashed(opened())
+    assert begin(again, NOW_MS + 59_999) == []
+    (probe,) = begin(again, NOW_MS + 60_000)
+    assert begin(crashed(again), NOW_MS + 60_001) == [probe]
 
 
 # --- against a model
@@ -267,15 +428,27 @@ class AgainstAModel(RuleBasedStateMachine):
         ordering=st.sampled_from(["key", "none"]),
         after=st.sampled_from(["go_on", "follow"]),
         calls=st.integers(1, 4),
+        batch=st.integers(1, 3),
+        keeps_order=st.booleans(),
         max_age_ms=st.sampled_from([0, 20_000]),
     )
-    def start(self, ordering: Any, after: Any, calls: int, max_age_ms: int) -> None:
+    def start(
+        self,
+        ordering: Any,
+        after: Any,
+        calls: int,
+        batch: int,
+        keeps_order: bool,
+        max_age_ms: int,
+    ) -> None:
         self.policy = LanePolicy(
             RetryPolicy(max_attempts=3, base_ms=500, budget_ms=30_000),
             BreakerPolicy(consecutive=3, open_ms=1_000, open_cap_ms=4_000, half_open_ms=700),
             ordering,
             after,
             calls,
+            batch,
+            keeps_order,
             max_records=8,
             max_bytes=30,
             max_age_ms=max_age_ms,
@@ -283,49 +456,90 @@ class AgainstAModel(RuleBasedStateMachine):
         self.lane = Lane(self.policy)
         self.now_ms = NOW_MS
         self.here: dict[int, str] = {}
+        self.sizes: dict[int, int] = {}
+        self.at_hand: set[int] = set()
         self.out: dict[int, int] = {}
+        self.calls: dict[int, list[int]] = {}
         self.counted: defaultdict[int, int] = defaultdict(int)
-        self.left: set[int] = set()
 
-    @rule(keys=st.lists(st.sampled_from("abc"), max_size=4), size=st.integers(0, 12))
+    @rule(keys=st.lists(st.sampled_from("abc"), min_size=1, max_size=4), size=st.integers(0, 12))
     def arrive(self, keys: list[str], size: int) -> None:
-        first = self.lane.next_number
-        overflow = self.lane.accept([(key, b"x" * size) for key in keys], self.now_ms)
-        self.here.update(enumerate(keys, first))
-        self._leave(overflow)
-        assert all(disposition == "overflow" for _, disposition in overflow)
+        fits = self.lane.room([size] * len(keys))
+        assert len(self.here) + fits <= self.policy.max_records
+        if fits:
+            chunk = self.lane.accept([size] * fits, self.now_ms, self.now_ms)
+            self.here.update(enumerate(keys[:fits], chunk.first))
+            self.sizes.update(dict.fromkeys(range(chunk.first, chunk.first + fits), size))
+
+    @rule()
+    def look(self) -> None:
+        """As the shell does: what is wanted is opened or loaded."""
+        for _ in range(20):
+            first = self.lane.wanted(self.now_ms)
+            if first is None:
+                return
+            self._bring(self.lane, first, self._leave)
+        pytest.fail("something is wanted for ever")
+
+    def _bring(self, lane: Lane, first: int, leave: Any) -> None:
+        self.at_hand.add(first)
+        chunk = lane.chunks[first]
+        if chunk.records is None:
+            numbers = range(first, first + chunk.count)
+            keys = [self.here[number] for number in numbers]
+            followers = lane.open(first, keys, [self.sizes[number] for number in numbers])
+            assert self.policy.after_dead_letter == "follow" or not followers
+            leave(followers)
+        else:
+            lane.loaded(first)
 
     @rule()
     def begin(self) -> None:
-        for record in self.lane.begin(self.now_ms):
-            assert record.number in self.here
-            assert record.number not in self.out
-            assert record.due_ms <= self.now_ms
-            if self.policy.ordering == "key":
-                before = [n for n, key in self.here.items() if key == record.key]
-                assert min(before) == record.number, "not in its order"
-            self.out[record.number] = self.now_ms
+        while call := self.lane.begin(self.now_ms, self.at_hand.__contains__):
             assert self.lane.breaker.state != "open"
+            assert len(call.records) <= self.policy.batch
+            for record in call.records:
+                number = record.number
+                assert self.here[number] == record.key
+                assert number not in self.out
+                assert record.due_ms <= self.now_ms
+                assert self.lane.chunk_of(number).first in self.at_hand
+                before = [n for n, key in self.here.items() if key == record.key and n < number]
+                if self.policy.ordering == "key" and self.policy.keeps_order:
+                    assert all(self.out.get(n) == call.number for n in before), "not in its order"
+                elif self.policy.ordering == "key":
+                    assert not before, "not in its order"
+                self.out[number] = call.number
+            self.calls[call.number] = [record.number for record in call.records]
 
-    @precondition(lambda self: self.out)
-    @rule(which=st.integers(0, 100), failure=st.sampled_from([None, None, BUSY, BUSY, BAD, DENIED]))
-    def answer(self, which: int, failure: Failure | None) -> None:
-        number = sorted(self.out)[which % len(self.out)]
-        del self.out[number]
-        left = self.lane.end(number, failure, self.now_ms)
-        self.counted[number] += failure is BUSY
-        dispositions = dict(ways(left))
-        if failure is None:
-            assert dispositions == {number: "delivered"}
-        elif failure is BAD:
-            assert dispositions[number] == "refused"
-        elif number in dispositions:
-            record = left[0].record
-            assert dispositions[number] == "exhausted"
-            long_since = self.now_ms - record.history[0].at_ms > 20_000
-            assert record.attempts >= self.policy.retry.max_attempts or long_since
-        for record, _ in left:
+    @precondition(lambda self: self.calls)
+    @rule(which=st.integers(0, 100), data=st.data())
+    def answer(self, which: int, data: Any) -> None:
+        number = sorted(self.calls)[which % len(self.calls)]
+        called = self.calls.pop(number)
+        failures: dict[int, Failure | None] = {}
+        for each in called:
+            del self.out[each]
+            before = [n for n in failures if self.here[n] == self.here[each]]
+            if self.policy.ordering == "key" and any(failures[n] for n in before):
+                failures[each] = UNTRIED
+            else:
+                failures[each] = data.draw(st.sampled_from([None, None, BUSY, BUSY, BAD, DENIED]))
+        left = self.lane.end(number, [*failures.values()], self.now_ms)
+        found = dict(ways(left))
+        for each, failure in failures.items():
+            self.counted[each] += failure is BUSY
+            if failure is None:
+                assert found[each] == "delivered"
+            elif failure is BAD:
+                assert found[each] == "refused"
+            elif failure is UNTRIED or failure is DENIED:
+                assert found.get(each) in (None, "followed", "exhausted")
+        for record, disposition in left:
             assert record.attempts <= self.counted[record.number]
+            if disposition == "exhausted":
+                long_since = self.now_ms - record.first_failure_ms > 20_000
+                assert record.attempts >= self.policy.retry.max_attempts or long_since
         self._leave(left)
 
     @rule(ms=st.sampled_from([1, 300, 1_500, 5_000, 40_000]))
@@ -334,51 +548,69 @@ class AgainstAModel(RuleBasedStateMachine):
         expired = self.lane.expire(self.now_ms)
         for record, disposition in expired:
             if disposition == "expired":
-                assert record.accepted_ms + self.policy.max_age_ms <= self.now_ms
+                assert record.number in self.here
         self._leave(expired)
 
     @rule()
     def crash(self) -> None:
-        lane = self.lane
-        self.lane = Lane.restored(
-            self.policy, lane.breaker, lane.next_number, lane.records.values()
-        )
+        self.lane = crashed(self.lane)
         self.out.clear()
+        self.calls.clear()
+        self.at_hand.clear()
+
+    @rule()
+    def put_away(self) -> None:
+        """The shell lets go of events that nobody is being called with."""
+        self.at_hand = {self.lane.chunk_of(number).first for number in self.out}
 
     @rule()
     def end_of_input(self) -> None:
+        opened = set(here(self.lane))
         flushed = self.lane.flush()
-        assert {record.number for record, _ in flushed} == self.here.keys() - self.out.keys()
+        assert {record.number for record, _ in flushed} == opened - self.out.keys()
         self._leave(flushed)
 
     def _leave(self, left: list[Left]) -> None:
         for record, _ in left:
             assert record.number not in self.out, "it left while it was out"
-            assert record.number not in self.left, "it left twice"
-            del self.here[record.number]
-            self.left.add(record.number)
+            del self.here[record.number]  # or it left twice
 
     @invariant()
     def nobody_is_lost(self) -> None:
-        assert self.lane.records.keys() == self.here.keys()
-        assert self.lane.in_flight == len(self.out) <= self.policy.calls
-        assert self.lane.size_bytes == sum(len(r.event) for r in self.lane.records.values())
-        assert len(self.here) <= self.policy.max_records
+        numbers = [
+            number
+            for chunk in self.lane.chunks.values()
+            for number in (
+                range(chunk.first, chunk.first + chunk.count)
+                if chunk.records is None
+                else chunk.records
+            )
+        ]
+        assert numbers == sorted(self.here)
+        assert self.lane.count == len(numbers) <= self.policy.max_records
+        assert self.lane.in_flight == len(self.calls) <= self.policy.calls
+        assert self.lane.size_bytes == sum(self.sizes[number] for number in self.here)
 
     @invariant()
     def time_alone_leads_to_a_call_or_an_end(self) -> None:
         """Nothing wedges it: with nobody out, whoever waits is called with in the end."""
         if self.out or not self.here:
             return
-        trial = copy.deepcopy(self.lane)
-        at_ms = self.now_ms
-        for _ in range(4):
-            if trial.begin(at_ms) or trial.expire(at_ms):
-                return
-            next_ms = trial.next_ms()
-            assert next_ms is not None, "it would sleep for ever"
-            at_ms = max(at_ms, next_ms)
-        pytest.fail(f"no call by {at_ms - self.now_ms} ms from now")
+        trial, at_ms, at_hand = copy.deepcopy(self.lane), self.now_ms, set(self.at_hand)
+        followed: list[Left] = []
+        for _ in range(30):
+            first = trial.wanted(at_ms)
+            if first is not None:
+                self._bring(trial, first, followed.extend)
+            elif followed or trial.begin(at_ms, self.at_hand.__contains__) or trial.expire(at_ms):
+                break
+            elif trial.wanted(at_ms) is None:
+                next_ms = trial.next_ms()
+                assert next_ms is not None, "it would sleep for ever"
+                at_ms = max(at_ms, next_ms)
+        else:
+            pytest.fail(f"no call by {at_ms - self.now_ms} ms from now")
+        self.at_hand = at_hand
 
 
 TestAgainstAModel = AgainstAModel.TestCase
