@@ -22,6 +22,7 @@ from typing import Final
 from pyflink.common import Configuration, JobClient
 from pyflink.datastream import StreamExecutionEnvironment
 
+from flink_jobs.deliveries import delivery_rules
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.here import run_here
 from flink_jobs.jars import KAFKA, Jar, find_jar
@@ -104,7 +105,10 @@ def run(
         rules = check_outputs(admin, settings, rules)
     source = kafka_source(settings, planned, rules)
     sinks = kafka_sinks(settings)
-    define_workflow(env, source, sinks, sinks, rules=rules, windows=settings.windows)
+    delivery = delivery_rules(settings, rules.max_envelope_bytes)
+    define_workflow(
+        env, source, sinks, sinks, rules=rules, windows=settings.windows, delivery=delivery
+    )
     before_start(env)
     return env.execute_async("breakwater")
 

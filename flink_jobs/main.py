@@ -23,6 +23,7 @@ from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, Schema, StreamTableEnvironment
 from pyflink.table.types import RowType
 
+from flink_jobs.deliveries import delivery_rules
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.faults import one_line
 from flink_jobs.files import line_limits, plan_files
@@ -31,18 +32,25 @@ from flink_jobs.restarts import restart_options
 from flink_jobs.settings import Settings, WindowSettings, load_settings
 from operators.bridge import (
     ACCEPTED,
+    LANE_GROUPS,
     LINE,
     books,
+    by_lane,
+    from_lanes,
     gate,
+    lane_keys,
     marks,
     name_sql_steps,
     require_bridge,
     rows_of,
     side_output,
+    union,
 )
+from operators.delivery import DELIVERED, Delivery, DeliveryRules
 from operators.events import partials_schema
 from operators.file_source import FileSource
 from operators.intake import Intake, IntakeRules
+from operators.lanes import LANED, LANED_VALUE
 from operators.outgoing import (
     COUNTS_TAG,
     DEAD_LETTER_FOLDERS,
@@ -164,7 +172,10 @@ def run(
     )
     source = FileSource(plan, line_limits(settings))
     rules = intake_rules(settings)
-    define_workflow(env, source, sinks, sinks, rules=rules, windows=settings.windows)
+    delivery = delivery_rules(settings)
+    define_workflow(
+        env, source, sinks, sinks, rules=rules, windows=settings.windows, delivery=delivery
+    )
     before_start(env)
     return env.execute_async("breakwater")
 
@@ -177,6 +188,7 @@ def define_workflow(
     *,
     rules: IntakeRules,
     windows: WindowSettings,
+    delivery: DeliveryRules | None = None,
 ) -> None:
     """The flow of the main job.
 
@@ -187,19 +199,16 @@ def define_workflow(
         error_sinks: dead_letters and quarantine.
         rules: what intake decides by.
         windows: their size, the watermark's delay, the idle timeout.
+        delivery: what delivery goes by; None for no delivery.
     """
     require_bridge()
     table_env = StreamTableEnvironment.create(env)
 
     # Each record gets its verdict. Files are read there too, in the same Python process.
-    judged = source.elements(env).process(Intake(rules, source.reader()), ACCEPTED)
+    lanes = lane_keys(delivery.lanes) if delivery else ()
+    intake = Intake(rules, source.reader(), lanes)
+    judged = source.elements(env).process(intake, LANED if delivery else ACCEPTED)
     judged.uid("intake").name("intake").set_parallelism(source.parallelism)
-
-    sinks.add("processed_events", judged, LINE)
-
-    # What is turned away goes to its folder, in its envelope.
-    for name, tag, folders in TURNED_AWAY:
-        error_sinks.add(name, side_output(judged, tag), row_type(*folders), folders)
 
     # Any reader may read any file, and which one reads a topic's partition changes with the
     # parallelism, so only one place can know how far each has come: one subtask has the watermark,
@@ -215,10 +224,25 @@ def define_workflow(
         parallelism=at_marks,
     )
 
+    # Each event is delivered before it counts as processed; the watermark does not wait for long.
+    accepted, turned_away, at_gate = marked, [judged], at_marks
+    if delivery:
+        at_gate = env.get_parallelism()
+        delivered = by_lane(marked, LANED_VALUE).process(Delivery(delivery), DELIVERED)
+        delivered.uid("delivery").name("delivery").set_max_parallelism(LANE_GROUPS)
+        accepted = from_lanes(delivered, uid="lanes", parallelism=at_gate)
+        turned_away.append(delivered)
+    sinks.add("processed_events", accepted, LINE)
+
+    # What is turned away goes to its folder, in its envelope.
+    for name, tag, folders in TURNED_AWAY:
+        envelopes = union(side_output(step, tag) for step in turned_away)
+        error_sinks.add(name, envelopes, row_type(*folders), folders)
+
     # An event whose window has closed is late, and in no window.
     partial_row = partial_row_type(rules.contract)
     events, late, counted = gate(
-        marked, partial_row, uid="gate", window_ms=windows.size_ms, parallelism=at_marks
+        accepted, partial_row, uid="gate", window_ms=windows.size_ms, parallelism=at_gate
     )
     sinks.add("late_events", late, LINE)
 
@@ -226,7 +250,8 @@ def define_workflow(
     sinks.add("user_windows", _windows(table_env, events, rules.contract, windows), WINDOW_LINE)
 
     # The books: what came in and was turned away; what was processed, windowed and late.
-    rows = books(side_output(judged, COUNTS_TAG).union(counted), uid="books")
+    counts = union([*(side_output(step, COUNTS_TAG) for step in turned_away), counted])
+    rows = books(counts, uid="books")
     sinks.add("ledger", rows, LINE, parallelism=1)
 
 

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
@@ -22,56 +14,20 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from flink_jobs.delivery_settings import (
+    BreakerSettings,
+    DeliverySettings,
+    FailureSettings,
+    RetrySettings,
+)
+from flink_jobs.setting_types import DAY_MS, MIB, FlinkOptions, Table, Whole
 from operators.rules.contract import Contract, load_contract
 from operators.rules.poison import PoisonPattern, PoisonRules
 
 ENV_PREFIX = "BREAKWATER_"
-_DAY_MS = 86_400_000
-_MIB = 1_048_576
 
 
-def _whole_number(value: object) -> object:
-    """Refuse ``true``, which pydantic would read as 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("whole_number", "must be a whole number")
-    return value
-
-
-def flat_options(value: object) -> object:
-    """Flatten tables to dotted names: TOML reads ``state.backend.type = "rocksdb"`` as tables."""
-    if not isinstance(value, Mapping):
-        return value
-    return dict(_dotted(value))
-
-
-def _dotted(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _flink_text(value)
-
-
-def _flink_text(value: object) -> object:
-    """Write a value as Flink's own configuration file does: true, 4, a;b."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return ";".join(str(_flink_text(item)) for item in value)
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_whole_number)]
-FlinkOptions = Annotated[dict[str, str], BeforeValidator(flat_options)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceSettings(_Table):
+class SourceSettings(Table):
     """Where records come from, and the bounds of one record."""
 
     kind: Literal["files", "kafka"] = Field(
@@ -86,20 +42,20 @@ class SourceSettings(_Table):
     max_record_bytes: Whole = Field(
         default=1_048_576,
         ge=64,
-        le=64 * _MIB,
+        le=64 * MIB,
         description="a longer record is quarantined as oversized",
     )
     payload_limit_bytes: Whole = Field(
         default=65_536,
         ge=64,
-        le=64 * _MIB,
+        le=64 * MIB,
         validate_default=True,
         description="what is kept of an oversized record (length and checksum are of all)",
     )
     max_future_skew_ms: Whole = Field(
         default=300_000,
         ge=0,
-        le=366 * _DAY_MS,
+        le=366 * DAY_MS,
         description="an event further ahead of now is a dead letter (future_timestamp)",
     )
 
@@ -116,7 +72,7 @@ class SourceSettings(_Table):
         return value
 
 
-class ContractSettings(_Table):
+class ContractSettings(Table):
     """What a good event looks like."""
 
     type: str = Field(
@@ -134,27 +90,27 @@ class ContractSettings(_Table):
         return load_contract(self.type, self.key, self.event_time, self.value)
 
 
-class WindowSettings(_Table):
+class WindowSettings(Table):
     """Event-time windows and the watermark that closes them."""
 
     size_ms: Whole = Field(
-        default=300_000, ge=1000, le=7 * _DAY_MS, description="length of a tumbling window"
+        default=300_000, ge=1000, le=7 * DAY_MS, description="length of a tumbling window"
     )
     watermark_delay_ms: Whole = Field(
         default=600_000,
         ge=0,
-        le=7 * _DAY_MS,
+        le=7 * DAY_MS,
         description="events out of order by up to this are never late",
     )
     idle_timeout_ms: Whole = Field(
         default=60_000,
         ge=100,
-        le=_DAY_MS,
+        le=DAY_MS,
         description="a partition that is silent for this long no longer holds windows open",
     )
 
 
-class BatchSettings(_Table):
+class BatchSettings(Table):
     """When a batch goes over to Python; whichever comes first."""
 
     max_records: Whole = Field(
@@ -163,7 +119,7 @@ class BatchSettings(_Table):
     max_bytes: Whole = Field(
         default=4_000_000,
         ge=64,
-        le=64 * _MIB,
+        le=64 * MIB,
         description="bytes in a batch; of files 1 MB at most",
     )
     max_age_ms: Whole = Field(
@@ -174,14 +130,14 @@ class BatchSettings(_Table):
     )
 
 
-class PoisonPatternSettings(_Table):
+class PoisonPatternSettings(Table):
     """One of the user's own rules for what can never succeed."""
 
     pattern: str = Field(description="a regular expression, searched in the record's raw bytes")
     reason: str = Field(description="the reason it is quarantined under")
 
 
-class PoisonSettings(_Table):
+class PoisonSettings(Table):
     """What else goes to quarantine."""
 
     patterns: tuple[PoisonPatternSettings, ...] = Field(
@@ -197,7 +153,7 @@ class PoisonSettings(_Table):
         return PoisonRules(patterns, frozenset(self.violations))
 
 
-class CheckpointSettings(_Table):
+class CheckpointSettings(Table):
     """How often the job can be continued from."""
 
     interval_ms: Whole = Field(
@@ -208,7 +164,7 @@ class CheckpointSettings(_Table):
     )
 
 
-class KafkaSettings(_Table):
+class KafkaSettings(Table):
     """The Kafka cluster, and what is read from it."""
 
     bootstrap_servers: str = Field(
@@ -238,7 +194,7 @@ class KafkaSettings(_Table):
     )
 
 
-class SinkSettings(_Table):
+class SinkSettings(Table):
     """The outputs: files, or topics with exactly-once transactions."""
 
     kind: Literal["files", "kafka"] = Field(
@@ -247,11 +203,11 @@ class SinkSettings(_Table):
     part_max_bytes: Whole = Field(
         default=134_217_728,
         ge=1024,
-        le=10 * 1024 * _MIB,
+        le=10 * 1024 * MIB,
         description="a file is closed at this size",
     )
     rollover_interval_ms: Whole = Field(
-        default=60_000, ge=100, le=_DAY_MS, description="a file is closed at this age"
+        default=60_000, ge=100, le=DAY_MS, description="a file is closed at this age"
     )
     processed_events_topic: str = Field(
         default="processed-events", description="topic of the accepted events"
@@ -277,7 +233,7 @@ class SinkSettings(_Table):
     transaction_timeout_ms: Whole = Field(
         default=600_000,
         ge=1000,
-        le=7 * _DAY_MS,
+        le=7 * DAY_MS,
         description="a transaction open for longer is lost: set it above any outage of the job",
     )
     properties: FlinkOptions = Field(
@@ -306,6 +262,14 @@ class Settings(BaseSettings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     sink: SinkSettings = SinkSettings()
     kafka: KafkaSettings = KafkaSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    retry: RetrySettings = RetrySettings()
+    breaker: BreakerSettings = BreakerSettings()
+    failures: dict[str, FailureSettings] = Field(
+        default={},
+        description="what is done about failed calls, over what Breakwater knows: by http_NNN, "
+        "sqlstate_XXXXX or class of the exception",
+    )
     jars: str = Field(
         default="", description='folder of the connectors\' jars; "" finds what make jars fetched'
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 from pydantic_settings import SettingsError as SourceError
 
+from flink_jobs.deliveries import failure_table, target_factory
 from flink_jobs.setting_faults import (
     Layer,
     SettingsError,
@@ -30,11 +31,15 @@ from flink_jobs.setting_tables import (
     Settings,
     SinkSettings,
     WindowSettings,
-    flat_options,
     settings_table,
 )
+from flink_jobs.setting_types import flat_options
+from operators.rules.backoff import RetryError
+from operators.rules.breaker import BreakerError
 from operators.rules.contract import ContractError
+from operators.rules.failure import FailureError
 from operators.rules.poison import PoisonError
+from udfs.targets import TargetError
 
 __all__ = [
     "ContractSettings",
@@ -103,6 +108,21 @@ def _check_rules(settings: Settings, layers: tuple[Layer, ...]) -> None:
         settings.poison.rules().check(contract.error_types)
     except PoisonError as error:
         raise SettingsError(f"{where('poison', layers)}: {error}") from None
+    _check_delivery(settings, layers)
+
+
+def _check_delivery(settings: Settings, layers: tuple[Layer, ...]) -> None:
+    tables: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("retry", settings.retry.policy),
+        ("breaker", settings.breaker.policy),
+        ("failures", lambda: failure_table(settings)),
+        ("delivery", target_factory(settings) if settings.delivery.target else object),
+    )
+    for table, check in tables:
+        try:
+            check()
+        except (RetryError, BreakerError, FailureError, TargetError) as error:
+            raise SettingsError(f"{where(table, layers)}: {error}") from None
 
 
 # --- the sources ---------------------------------------------------------------------------------

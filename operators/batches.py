@@ -30,9 +30,22 @@ RECORDS: Final = pa.schema(
     ]
 )
 
+#: Accepted events on their way to a target, one row each: the record as it came, the contract's key
+#: and time of the event, and its place among those that arrived with it.
+EVENTS: Final = pa.schema(
+    [
+        *(RECORDS.field(name) for name in RECORDS.names[:6]),
+        RECORDS.field("headers"),
+        pa.field("event_key", pa.string()),
+        pa.field("event_ms", pa.int64()),
+        pa.field("place", pa.int32()),
+    ]
+)
+
 Ints = npt.NDArray[np.int64]
 
 _IPC_OUT: Final = pa.ipc.IpcWriteOptions(use_threads=False)
+_IPC_PACKED: Final = pa.ipc.IpcWriteOptions(use_threads=False, compression="lz4")
 _IPC_IN: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
 
@@ -114,10 +127,11 @@ def pack_lines(lines: bytes) -> bytes:
     return b"".join([struct.pack("<ii", len(packed), len(lines) - 1), packed])
 
 
-def to_bytes(batch: pa.RecordBatch) -> bytes:
-    """An Arrow IPC stream of one batch."""
+def to_bytes(batch: pa.RecordBatch, *, packed: bool = False) -> bytes:
+    """An Arrow IPC stream of one batch; packed is for what only Python reads."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=_IPC_OUT) as writer:
+    options = _IPC_PACKED if packed else _IPC_OUT
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
     return bytes(sink.getvalue().to_pybytes())
 

@@ -17,7 +17,7 @@ from py4j.protocol import Py4JError
 from pyflink.common import Types
 from pyflink.common.typeinfo import RowTypeInfo
 from pyflink.datastream import OutputTag
-from pyflink.datastream.data_stream import DataStream
+from pyflink.datastream.data_stream import DataStream, KeyedStream
 from pyflink.java_gateway import get_gateway
 from pyflink.table import DataTypes, StreamTableEnvironment, Table
 from pyflink.table.types import DataType, RowType, _to_java_data_type
@@ -31,6 +31,8 @@ BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 #: (big-endian longs, ms), and the events added up by key and window (an Arrow batch of
 #: `events.partials_schema`).
 ACCEPTED: Final = Types.ROW_NAMED(["lines", "progress", "times", "partials"], [BYTES] * 4)
+#: Flink's key groups of delivery: the most subtasks that it can have, ever.
+LANE_GROUPS: Final = 128
 LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
 
 
@@ -130,7 +132,7 @@ def marks(
     """Watermarks from the least of the source partitions (Marks.java).
 
     Args:
-        stream: rows of `ACCEPTED`.
+        stream: rows of `ACCEPTED` or of `lanes.LANED`.
         plan: the partitions that are known beforehand and will end (files); empty for topics.
         uid: uid and name of the step.
         delay_ms: how far the watermark stays behind the newest event of the slowest partition.
@@ -144,7 +146,51 @@ def marks(
     for file in plan:
         entries.add(_array([file.partition, file.splits, file.first_event_ms]))
     refs = [entries, delay_ms, idle_ms]
-    return _add(stream, "Marks", uid, refs, ACCEPTED.get_java_type_info(), parallelism)
+    rows = stream._j_data_stream.getType()
+    return _add(stream, "Marks", uid, refs, rows, parallelism)
+
+
+def lane_keys(lanes: int) -> tuple[int, ...]:
+    """The keys of lanes, such that Flink spreads them evenly at any parallelism.
+
+    Flink hashes a key to one of `LANE_GROUPS` groups, and each subtask has a run of groups. So each
+    lane gets the first number whose group is where it should be.
+    """
+    jvm = get_gateway().jvm
+    assign = jvm.org.apache.flink.runtime.state.KeyGroupRangeAssignment.assignToKeyGroup
+    wanted = {lane * LANE_GROUPS // lanes: lane for lane in range(lanes)}
+    keys: dict[int, int] = {}
+    for number in range(1_000_000):
+        group = assign(jvm.org.apache.flink.types.Row.of(_array([number])), LANE_GROUPS)
+        if group in wanted:
+            keys.setdefault(wanted[group], number)
+            if len(keys) == lanes:
+                return tuple(keys[lane] for lane in range(lanes))
+    raise BridgeError("Flink's hash of a key has changed: there is none for a lane")
+
+
+def by_lane(stream: DataStream, value: RowTypeInfo) -> KeyedStream:
+    """Rows of a lane's key and a value, keyed: `DataStream.key_by` without a Python step for it."""
+    jvm = get_gateway().jvm
+    key = Types.ROW([Types.INT()]).get_java_type_info()
+    return KeyedStream(stream._j_data_stream.keyBy(jvm.KeyByKeySelector(), key), value, stream)
+
+
+def from_lanes(stream: DataStream, *, uid: str, parallelism: int) -> DataStream:
+    """What comes out of delivery to accepted events and watermarks (Lanes.java).
+
+    Args:
+        stream: rows of `delivery.DELIVERED`, of a step with `LANE_GROUPS` as its max parallelism.
+        uid: uid and name of the step.
+        parallelism: that of delivery: a lane and what it holds back are in one place.
+
+    Returns:
+        Rows of `ACCEPTED`.
+    """
+    refs = [LANE_GROUPS]
+    step = _add(stream, "Lanes", uid, refs, ACCEPTED.get_java_type_info(), parallelism)
+    step._j_data_stream.getTransformation().setMaxParallelism(LANE_GROUPS)
+    return step
 
 
 def join_lines(
@@ -180,6 +226,12 @@ def side_output(stream: DataStream, tag: OutputTag) -> DataStream:
     `DataStream.get_side_output` sends each element through a Python worker once more for nothing.
     """
     return DataStream(stream._j_data_stream.getSideOutput(tag.get_java_output_tag()))
+
+
+def union(streams: Iterable[DataStream]) -> DataStream:
+    """Streams of one type as one."""
+    first, *others = streams
+    return first.union(*others) if others else first
 
 
 def rows_of(table_env: StreamTableEnvironment, table: Table) -> DataStream:

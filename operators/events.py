@@ -48,9 +48,18 @@ class Events:
 
     def without(self, rows: Ints) -> Events:
         """All but these rows, which are in order."""
-        n = len(self.lines)
-        kept = np.ones(n, np.uint8)
+        kept = np.ones(len(self.lines), np.uint8)
         kept[rows] = 0
+        return self._kept(kept)
+
+    def only(self, rows: Ints) -> Events:
+        """These rows, which are in order."""
+        kept = np.zeros(len(self.lines), np.uint8)
+        kept[rows] = 1
+        return self._kept(kept)
+
+    def _kept(self, kept: npt.NDArray[np.uint8]) -> Events:
+        rows = np.flatnonzero(kept == 0)
         index = pa.array(np.flatnonzero(kept))
         return Events(
             list(compress(self.lines, kept.tobytes())),
@@ -155,6 +164,10 @@ class EventType:
         """The events' times, ms UTC."""
         return events.times[self.contract.event_time]
 
+    def keys(self, events: Events) -> list[str]:
+        """The events' keys."""
+        return self._values(self.contract.key, events.lines)
+
     def encoded(
         self,
         events: Events,
@@ -180,7 +193,7 @@ class EventType:
             if contract.value
             else pa.nulls(len(ms), total)
         )
-        keys = pa.array(self._values(contract.key, events.lines), pa.string())
+        keys = pa.array(self.keys(events), pa.string())
         windows = pa.array(np.floor_divide(ms, window_ms))
         return pa.record_batch(
             [keys, windows, pa.array(ms), value], ["key", "window", "ms", "value"]

@@ -13,6 +13,7 @@ from pyflink.datastream import ProcessFunction, RuntimeContext
 
 from operators.batches import Ints
 from operators.events import Events, EventType
+from operators.lanes import Laned
 from operators.orphan import end_when_orphaned
 from operators.outgoing import Accepted, Rejected, Size
 from operators.records import NOTHING_ODD, Reader, Records
@@ -83,9 +84,10 @@ class Judged:
 class Intake(ProcessFunction):  # type: ignore[misc]
     """Records to events, a batch at a time; the rest to side outputs.
 
-    Output: rows of `bridge.ACCEPTED`, at least one for an element that has records. Side outputs:
-    rows of dead letters and of quarantine, one a folder (`bridge.packed_type`), and counts, one
-    line a partition of each piece that the reader gives.
+    Output: rows of `bridge.ACCEPTED`, or of `lanes.LANED` where delivery comes next, at least one
+    for an element that has records. Side outputs: rows of dead letters and of quarantine, one a
+    folder (`bridge.packed_type`), and counts, one line a partition of each piece that the reader
+    gives.
 
     Guarantee: stateless. Every record of a batch leaves by exactly one output, whatever its bytes;
     only a lack of memory, or a source file that is not as it was, fails the job, which then goes on
@@ -93,9 +95,16 @@ class Intake(ProcessFunction):  # type: ignore[misc]
     read of an element is wholly before a checkpoint or wholly after it.
     """
 
-    def __init__(self, rules: IntakeRules, reader: Reader) -> None:
-        """Take the rules, and what reads the source's elements; both travel to the workers."""
+    def __init__(self, rules: IntakeRules, reader: Reader, lanes: tuple[int, ...] = ()) -> None:
+        """Take what travels to the workers.
+
+        Args:
+            rules: what is decided by.
+            reader: reads the source's elements.
+            lanes: of delivery, see `bridge.lane_keys`; none if there is no delivery.
+        """
         self._rules = rules
+        self._lanes = lanes
         self._reader = reader
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -111,24 +120,29 @@ class Intake(ProcessFunction):  # type: ignore[misc]
 
     def process_element(self, element: Any, ctx: ProcessFunction.Context) -> Iterable[Any]:
         """Judge an element's records, and hand on together what comes of them."""
-        accepted = Accepted(self._events, self._rules.window_ms)
-        rejected = Rejected()
+        accepted, rejected = self._accepted(), Rejected()
         for records in self._reader.read(element):
             now_ms = ctx.timer_service().current_processing_time()
             self._take(records, now_ms, accepted, rejected)
             if self._rules.is_full(accepted.size.plus(*rejected.size)):
-                yield accepted.row()
+                yield from accepted.rows()
                 yield from rejected.rows()
-                accepted = Accepted(self._events, self._rules.window_ms)
-                rejected = Rejected()
+                accepted, rejected = self._accepted(), Rejected()
         if not accepted.is_empty:
-            yield accepted.row()
+            yield from accepted.rows()
         yield from rejected.rows()
 
-    def _take(self, records: Records, now_ms: int, accepted: Accepted, rejected: Rejected) -> None:
+    def _accepted(self) -> Accepted | Laned:
+        if self._lanes:
+            return Laned(self._events, self._lanes)
+        return Accepted(self._events, self._rules.window_ms)
+
+    def _take(
+        self, records: Records, now_ms: int, accepted: Accepted | Laned, rejected: Rejected
+    ) -> None:
         """Judge a batch. Its thousands of objects go when this ends: the next one's find room."""
         judged = judge_batch(records, self._judge, self._events, now_ms)
-        accepted.add(records.origin, judged.rows, judged.events, now_ms)
+        accepted.add(records, judged.rows, judged.events, now_ms)
         date = iso_utc_ms(now_ms)[:10]
         for row, why in judged.rejected:
             rejected.add(self._envelope(records, row, why, now_ms), why, date)

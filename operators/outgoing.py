@@ -23,8 +23,8 @@ from operators.batches import (
 )
 from operators.bridge import BYTES, packed_type
 from operators.events import Events, EventType, partials_of
-from operators.origin import Origin
-from operators.rules.failure import category_of, queue_of
+from operators.records import Records
+from operators.rules.failure import FailureCategory, category_of, queue_of
 from operators.rules.verdict import Rejection
 
 DEAD_LETTER_FOLDERS: Final = ("queue", "date", "error_type")
@@ -73,8 +73,9 @@ class Accepted:
         """Whether no partition has come further, so that there is nothing to tell."""
         return not self._progress
 
-    def add(self, origin: Origin, rows: Ints, events: Events, now_ms: int) -> None:
+    def add(self, records: Records, rows: Ints, events: Events, now_ms: int) -> None:
         """Take in a batch: its accepted rows and what they hold."""
+        origin = records.origin
         times = self._event_type.event_ms(events)
         lines = self._event_type.encoded(events, *origin.coordinates(rows))
         self.at_ms = self.at_ms or now_ms
@@ -87,10 +88,10 @@ class Accepted:
         travels = len(self._lines[-1]) + times.nbytes + self._columns[-1].nbytes
         self.size = self.size.plus(travels, len(lines))
 
-    def row(self) -> Row:
+    def rows(self) -> Iterator[Row]:
         """All of it."""
         partials = partials_of(self._columns, self._event_type.contract)
-        return Row(
+        yield Row(
             lines=b"".join(self._lines),
             progress=pack_progress(self._progress, self.at_ms, self._entry_of_event()),
             times=np.concatenate(self._times).astype(">i8").tobytes(),
@@ -118,14 +119,22 @@ class Rejected:
 
     def add(self, envelope: bytes, why: Rejection, date: str) -> None:
         """Take in a record's envelope; it goes to the folder that its reason and the day name."""
+        if why.kind == "quarantine":
+            self._quarantined[why.error_type,].append(self._line(envelope))
+        else:
+            self.add_dead(envelope, category_of(why.error_type), date, why.error_type)
+
+    def add_dead(
+        self, envelope: bytes, category: FailureCategory, date: str, error_type: str
+    ) -> None:
+        """Take in a dead letter whose category is known already."""
+        self._dead[queue_of(category), date, error_type].append(self._line(envelope))
+
+    def _line(self, envelope: bytes) -> bytes:
         line = envelope + b"\n"
         # Packed only when they leave: until then they count in full.
         self.size = self.size.plus(len(line), len(line))
-        if why.kind == "quarantine":
-            self._quarantined[why.error_type,].append(line)
-        else:
-            queue = queue_of(category_of(why.error_type))
-            self._dead[queue, date, why.error_type].append(line)
+        return line
 
     def count(self, lines: list[bytes]) -> None:
         """Take in a batch's counts."""

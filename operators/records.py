@@ -64,7 +64,7 @@ class Records:
         if any(column.null_count < len(column) for column in columns):
             rows = zip(*(column.to_pylist() for column in columns), strict=True)
             odd = {i: Oddity(*row) for i, row in enumerate(rows) if any(v is not None for v in row)}
-        payloads = _values(batch.column("payload"))
+        payloads = values_of(batch.column("payload"))
         return cls(Origin.of_batch(batch), payloads, odd, is_bounded=is_bounded, batch=batch)
 
     @classmethod
@@ -113,7 +113,7 @@ class Reader(Protocol):
         """The element's records."""
 
 
-def _values(column: pa.Array) -> list[bytes]:
+def values_of(column: pa.Array) -> list[bytes]:
     """A column of bytes; null is empty. Arrow's own way makes an object of its for each first."""
     _, ends, data = column.buffers()
     if not len(column) or data is None:  # none, or all of them are empty

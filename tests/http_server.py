@@ -37,12 +37,12 @@ import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 Cut = Literal["", "before", "in_body"]
@@ -55,8 +55,6 @@ IDLE_S: Final = 300.0
 LIFETIME_S: Final = 3600.0
 MOST_HEAD_BYTES: Final = 200_000
 MOST_BODY_BYTES: Final = 64_000_000
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -126,24 +124,6 @@ class Request(NamedTuple):
     body: str
     status: int
     ending: str
-
-
-class Answering(Protocol):
-    """What a test sees of the server, in whatever process that is."""
-
-    url: str
-
-    def behave(self, *rules: Rule, json: Any = None) -> None:
-        """From now on by these rules, and where none applies with 200 and this body."""
-
-    def reset(self) -> None:
-        """Forget the requests, the counts and what the rules have counted."""
-
-    def requests(self, since: int = 0) -> list[Request]:
-        """The last requests, oldest first, from this number on."""
-
-    def counts(self) -> dict[str, Any]:
-        """Counts: requests, by_status, in_flight and the most of them, connections."""
 
 
 # --- what is answered -----------------------------------------------------------------------------
@@ -261,6 +241,7 @@ class _Connection:
         self.reader = reader
         self.writer = writer
         self.used_s = time.monotonic()
+        self.counts = False
 
     async def serve(self) -> None:
         server = self.server
@@ -280,6 +261,7 @@ class _Connection:
             if path.startswith("/_"):
                 self.writer.write(server.own_answer(method, path, body))
             else:
+                self._count()
                 key = _header(head, lower, b"idempotency-key")
                 answer = server.answers.answer(method, path, key, body)
                 if not await self._give(answer, head + body):
@@ -287,6 +269,12 @@ class _Connection:
             await self.writer.drain()
             if b"\r\nconnection: close\r\n" in lower:
                 return
+
+    def _count(self) -> None:
+        """A connection counts once it asks for something else than our own answers."""
+        if not self.counts:
+            self.counts = True
+            self.server.connections_made += 1
 
     async def _give(self, answer: _Prepared, asked: bytes) -> bool:
         """Whether the connection goes on."""
@@ -338,6 +326,7 @@ class _Loop:
         self.idle_s = idle_s
         self.in_flight = 0
         self.stopping = asyncio.Event()
+        self.connections_made = 0
         self.connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def run(self, started: Callable[[], None]) -> None:
@@ -408,6 +397,7 @@ class _Loop:
             self.answers.default = _Prepared(Rule(json=orders["json"]))
         if orders.get("reset"):
             self.answers.reset()
+            self.connections_made = 0
         if orders.get("stop"):
             self.stopping.set()
         return "{}"
@@ -421,7 +411,8 @@ class _Loop:
             "by_status": {str(status): n for status, n in sorted(self.answers.by_status.items())},
             "in_flight": self.in_flight,
             "most_in_flight": self.answers.most_in_flight,
-            "connections": len(self.connections),
+            "connections": sum(each.counts for each in self.connections.values()),
+            "connections_made": self.connections_made,
         }
 
 
@@ -430,121 +421,11 @@ def _ok(text: str, status: bytes = b"200 OK") -> bytes:
     return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
 
 
-# --- in a thread ----------------------------------------------------------------------------------
-
-
-class HttpServer:
-    """The server in a thread of this process.
-
-    Args:
-        rules: how it behaves at first.
-        json: what is answered where no rule applies.
-        port: 0 for any that is free.
-        most_requests: so many requests are remembered, and so many keys are counted by a rule.
-        body_bytes: so much is remembered of a body.
-        idle_s: a connection that nothing has happened on for so long is closed.
-    """
-
-    def __init__(
-        self,
-        *rules: Rule,
-        json: Any = None,
-        port: int = 0,
-        most_requests: int = 100_000,
-        body_bytes: int = 1000,
-        idle_s: float = IDLE_S,
-    ) -> None:
-        self._answers = _Answers(rules, json, most_requests, body_bytes)
-        self._port = port
-        self._idle_s = idle_s
-        self._started = threading.Event()
-        self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="http-server", daemon=True)
-
-    def __enter__(self) -> HttpServer:
-        """Start it."""
-        self._thread.start()
-        if not self._started.wait(WAIT_S):
-            raise TimeoutError(f"the HTTP server has not started within {WAIT_S} s")
-        if self._fault:
-            raise self._fault
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop it."""
-        self.stop()
-
-    def stop(self) -> None:
-        """Close all connections and end."""
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # it has just ended by itself
-                self._loop.call_soon_threadsafe(self._server.stopping.set)
-            self._thread.join(WAIT_S)
-        if self._thread.is_alive():
-            raise TimeoutError(f"the HTTP server has not stopped within {WAIT_S} s")
-
-    @property
-    def port(self) -> int:
-        """Its port."""
-        return self._server.port
-
-    @property
-    def url(self) -> str:
-        """Its address, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def behave(self, *rules: Rule, json: Any = None) -> None:
-        """From now on by these rules, and where none applies with 200 and this body."""
-        orders = {"rules": [asdict(rule) for rule in rules], "json": json}
-        self._there(lambda: self._server.control(orders))
-
-    def reset(self) -> None:
-        """Forget the requests, the counts and what the rules have counted."""
-        self._there(lambda: self._server.control({"reset": True}))
-
-    def requests(self, since: int = 0) -> list[Request]:
-        """The last requests, oldest first, from this number on."""
-        return self._there(lambda: self._server.requests(since))
-
-    def counts(self) -> dict[str, Any]:
-        """Counts: requests, by_status, in_flight and the most of them, connections."""
-        return self._there(lambda: self._server.counts())
-
-    def _there(self, what: Callable[[], T]) -> T:
-        """Done on the server's own loop, as everything about it."""
-
-        async def done() -> T:
-            return what()
-
-        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(WAIT_S)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:
-            self._fault = error
-        finally:
-            self._started.set()
-
-    def _serve(self) -> Coroutine[Any, Any, None]:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._server = _Loop(self._answers, self._port, self._idle_s)
-            await self._server.run(self._started.set)
-
-        return serve()
-
-
-# --- as a process ---------------------------------------------------------------------------------
+# --- what a test sees of it -----------------------------------------------------------------------
 
 
 class RemoteServer:
-    """A server in another process, by its port."""
+    """A server somewhere on this machine, by its port."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -572,7 +453,7 @@ class RemoteServer:
         return [Request(**json.loads(line)) for line in text.splitlines()]
 
     def counts(self) -> dict[str, Any]:
-        """Counts: requests, by_status, in_flight and the most of them, connections."""
+        """Counts: requests, by_status, in flight and the most of them, connections now and ever."""
         counts: dict[str, Any] = json.loads(self._ask("GET", "/_counts"))
         return counts
 
@@ -601,24 +482,41 @@ def _changed(rule: Rule) -> dict[str, Any]:
     }
 
 
-class ServerProcess(RemoteServer):
-    """A server in a process of its own, which is started and stopped here."""
+class HttpServer(RemoteServer):
+    """A server in a thread of this process.
 
-    def __init__(self, *rules: Rule, json: Any = None, port: int = 0) -> None:
+    Args:
+        rules: how it behaves at first.
+        json: what is answered where no rule applies.
+        port: 0 for any that is free.
+        most_requests: so many requests are remembered, and so many keys are counted by a rule.
+        body_bytes: so much is remembered of a body.
+        idle_s: a connection that nothing has happened on for so long is closed.
+    """
+
+    def __init__(
+        self,
+        *rules: Rule,
+        json: Any = None,
+        port: int = 0,
+        most_requests: int = 100_000,
+        body_bytes: int = 1000,
+        idle_s: float = IDLE_S,
+    ) -> None:
         super().__init__(port)
-        self._rules = rules
-        self._json = json
+        self._answers = _Answers(rules, json, most_requests, body_bytes)
+        self._idle_s = idle_s
+        self._started = threading.Event()
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="http-server", daemon=True)
 
-    def __enter__(self) -> ServerProcess:
-        """Start it, and wait until it answers."""
-        with tempfile.TemporaryDirectory() as folder:
-            port_file = Path(folder) / "port"
-            command = [sys.executable, "-m", __name__, "--port-file", str(port_file)]
-            self._process = subprocess.Popen(
-                [*command, "--port", str(self.port)], cwd=Path(__file__).parent.parent
-            )
-            self.port = self._wait_for(port_file)
-        self.behave(*self._rules, json=self._json)
+    def __enter__(self) -> HttpServer:
+        """Start it."""
+        self._thread.start()
+        if not self._started.wait(WAIT_S):
+            raise TimeoutError(f"the HTTP server has not started within {WAIT_S} s")
+        if self._fault:
+            raise self._fault
         return self
 
     def __exit__(
@@ -627,18 +525,74 @@ class ServerProcess(RemoteServer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop it, by force if it does not by itself."""
-        self._process.terminate()
-        try:
-            self._process.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(WAIT_S)
+        """Close all connections and end."""
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._server.stopping.set)
+        self._thread.join(WAIT_S)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the HTTP server has not stopped within {WAIT_S} s")
+        if self._fault:
+            raise self._fault
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._fault = error
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = _Loop(self._answers, self.port, self._idle_s)
+        await self._server.run(self._now_started)
+
+    def _now_started(self) -> None:
+        self.port = self._server.port
+        self._started.set()
+
+
+class ServerProcess(RemoteServer):
+    """A server in a process of its own, which is started and stopped here."""
+
+    def __init__(
+        self,
+        *rules: Rule,
+        json: Any = None,
+        port: int = 0,
+        most_requests: int = 100_000,
+        body_bytes: int = 1000,
+    ) -> None:
+        super().__init__(port)
+        self._rules = rules
+        self._json = json
+        bounds = ["--most-requests", str(most_requests), "--body-bytes", str(body_bytes)]
+        self._options = ["--port", str(port), *bounds]
+
+    def __enter__(self) -> ServerProcess:
+        """Start it, and wait until it answers."""
+        with tempfile.TemporaryDirectory() as folder:
+            port_file = Path(folder) / "port"
+            command = [sys.executable, "-m", "tests.http_server", "--port-file", str(port_file)]
+            self._process = subprocess.Popen(
+                [*command, *self._options], cwd=Path(__file__).parent.parent
+            )
+            try:
+                self.port = self._wait_for(port_file)
+                self.behave(*self._rules, json=self._json)
+            except BaseException:
+                self._end()
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        self._end()
 
     def _wait_for(self, port_file: Path) -> int:
         until = time.monotonic() + WAIT_S
@@ -646,11 +600,21 @@ class ServerProcess(RemoteServer):
             if self._process.poll() is not None:
                 raise ChildProcessError(f"the HTTP server has ended: {self._process.returncode}")
             if time.monotonic() > until:
-                self._process.kill()
-                self._process.wait(WAIT_S)
                 raise TimeoutError(f"the HTTP server has not started within {WAIT_S} s")
             time.sleep(0.02)
         return int(port_file.read_text())
+
+    def _end(self) -> None:
+        """By force if it does not by itself."""
+        self._process.terminate()
+        try:
+            self._process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(WAIT_S)
+
+
+# --- by itself ------------------------------------------------------------------------------------
 
 
 async def _serve_alone(arguments: argparse.Namespace) -> None:

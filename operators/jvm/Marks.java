@@ -1,7 +1,7 @@
 /**
  * The watermark: the least of what the source partitions have reached, less the delay.
  *
- * Input: Row whose first field is the progress of the batch's partitions, packed big-endian:
+ * Input: Row whose second field is the progress of the batch's partitions, packed big-endian:
  * int count, then for each: UTF name, long split (-1: none, the partition is read in order), byte last
  * (of the split), int records, long newest (event time, ms; Long.MIN_VALUE: none accepted); what
  * follows is for Gate.java.
@@ -104,11 +104,17 @@ public class Marks extends AbstractStreamOperator
     active = activeTime();
     lastArrival = processingTimeService.getCurrentProcessingTime();
     java.io.DataInputStream in = new java.io.DataInputStream(
-        new java.io.ByteArrayInputStream((byte[]) row.getField(1)));
+        new java.io.ByteArrayInputStream(progressOf(row)));
     for (int n = in.readInt(); n > 0; n--) {
       advance(mark(in.readUTF()), in.readLong(), in.readByte() != 0, in.readInt(), in.readLong());
     }
     advanceWatermark();
+  }
+
+  /* Of accepted events (lines, progress, ...), and of those on their way to delivery (lane, (progress, ...)). */
+  private static byte[] progressOf(Row row) {
+    Object second = row.getField(1);
+    return (byte[]) (second instanceof Row ? ((Row) second).getField(0) : second);
   }
 
   private Mark mark(String name) {

@@ -30,7 +30,36 @@ MAX_METADATA_ENTRIES = 50
 MAX_METADATA_CHARS = 1000
 
 Encoding = Literal["utf-8", "base64"]
-Disposition = Literal["dq_rule", "poison"]
+Disposition = Literal[
+    "dq_rule",
+    "poison",
+    "refused",
+    "exhausted",
+    "followed",
+    "expired",
+    "overflow",
+    "flush_at_end",
+]
+
+
+class Tries(msgspec.Struct, frozen=True):
+    """The tries of a step that makes several.
+
+    Attributes:
+        category: what kind of failure the last one was.
+        disposition: why there is no further one.
+        count: how many count.
+        history: those that failed, oldest first: `at` (a time), `error_type`, `error_message`.
+        first_ms: when the first one failed.
+        last_ms: when the last one did.
+    """
+
+    category: FailureCategory
+    disposition: Disposition
+    count: int
+    history: list[dict[str, Any]]
+    first_ms: int
+    last_ms: int
 
 
 class DeadLetter(msgspec.Struct, kw_only=True, frozen=True):
@@ -59,7 +88,8 @@ class DeadLetter(msgspec.Struct, kw_only=True, frozen=True):
         processing_stage: The step that failed.
         message_checksum: MD5 of the whole original bytes, hexadecimal: the storage key.
         fingerprint: Which fault it is: the same for other values.
-        disposition: `dq_rule` for a dead letter of intake, `poison` for quarantine.
+        disposition: `dq_rule` for a dead letter of intake, `poison` for quarantine; of delivery why
+            there was no further try, see `lane.Disposition`.
         replay_count: How often it was redriven.
         code_version: Version of Breakwater.
         contract_version: `Contract.version`.
@@ -128,6 +158,7 @@ def envelope_line(
     full_checksum: str | None = None,
     stacktrace: str = "",
     metadata: Mapping[str, str] | None = None,
+    tries: Tries | None = None,
 ) -> bytes:
     """Write the envelope of one rejected record.
 
@@ -145,25 +176,33 @@ def envelope_line(
         full_checksum: MD5 of the whole record, if the reader has cut it.
         stacktrace: Where there is one.
         metadata: Anything else worth keeping.
+        tries: Of a step that makes several.
 
     Returns:
         One line of JSON in UTF-8, without the newline. Never raises, whatever the payload.
     """
     size = len(payload) if payload_bytes is None else payload_bytes
     message, encoding = _as_text(payload[:payload_limit_bytes], size)
-    now = _now_text(now_ms)
+    tries = tries or Tries(
+        category_of(rejection.error_type),
+        "poison" if rejection.kind == "quarantine" else "dq_rule",
+        1,
+        [],
+        now_ms,
+        now_ms,
+    )
     letter = DeadLetter(
         original_message=message,
         encoding=encoding,
         error_type=rejection.error_type,
         error_message=bounded_text(rejection.message, MAX_ERROR_MESSAGE_CHARS),
         error_stacktrace=bounded_text(stacktrace, MAX_STACKTRACE_CHARS),
-        failure_category=category_of(rejection.error_type),
+        failure_category=tries.category,
         violations=list(rejection.violations[:MAX_VIOLATIONS]),
-        processing_attempts=1,
-        attempts=[],
-        first_failure_time=now,
-        last_failure_time=now,
+        processing_attempts=tries.count,
+        attempts=tries.history,
+        first_failure_time=_now_text(tries.first_ms),
+        last_failure_time=_now_text(tries.last_ms),
         source_topic=bounded_text(source.topic, MAX_TOPIC_CHARS),
         source_partition=source.partition,
         source_offset=source.offset,
@@ -172,7 +211,7 @@ def envelope_line(
         processing_stage=stage,
         message_checksum=full_checksum or hashlib.md5(payload, usedforsecurity=False).hexdigest(),
         fingerprint=fingerprint(stage, rejection.error_type, rejection.message),
-        disposition="poison" if rejection.kind == "quarantine" else "dq_rule",
+        disposition=tries.disposition,
         replay_count=0,
         code_version=code_version,
         contract_version=contract.version,

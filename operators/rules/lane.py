@@ -41,7 +41,7 @@ from operators.rules.breaker import (
     next_change_ms,
     permitted,
 )
-from operators.rules.failure import Handling
+from operators.rules.failure import FailureCategory, Handling
 
 Ordering = Literal["key", "none"]
 AfterDeadLetter = Literal["go_on", "follow"]
@@ -99,11 +99,15 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
         at_ms: when it ended.
         error_type: as the failure table names it.
         message: what was said.
+        category: what kind of failure it is.
+        stacktrace: of one that nothing is known of; "" else.
     """
 
     at_ms: int
     error_type: str
     message: str
+    category: FailureCategory = "transient"
+    stacktrace: str = ""
 
 
 class Waiting(msgspec.Struct, array_like=True):
@@ -159,15 +163,17 @@ class Failure(NamedTuple):
     message: str
     handling: Handling
     wait_ms: int = 0
+    stacktrace: str = ""
     #: Not tried, since one before it in its call had failed: nothing is known.
     untried: bool = False
 
 
 class Left(NamedTuple):
-    """A record that leaves the lane, and how."""
+    """A record that leaves the lane, how, and the chunk it was of."""
 
     record: Waiting
     disposition: Disposition
+    chunk: int
 
 
 class Call(NamedTuple):
@@ -256,6 +262,11 @@ class Lane:
         """Whether there is nothing to keep: no record, and a breaker that knows nothing."""
         quiet = self.breaker.state == "closed" and not self.breaker.failures + self.breaker.limit
         return not self.count and quiet and not self.breaker.open_ms
+
+    @property
+    def fullness(self) -> float:
+        """How much of its room is taken: 1 is all of it."""
+        return max(self.count / self.policy.max_records, self.size_bytes / self.policy.max_bytes)
 
     def room(self, sizes: Sequence[int]) -> int:
         """How many of these events there is room for, from the first on."""
@@ -405,6 +416,15 @@ class Lane:
             if record.number not in self._out
         ]
 
+    def is_resting(self, first: int, until_ms: int) -> bool:
+        """Whether no record of a chunk is out, or may be called with until then."""
+        records = (self.chunks[first].records or {}).values()
+        return all(
+            record.number not in self._out
+            and (record.due_ms > until_ms or not self._is_next(record))
+            for record in records
+        )
+
     def next_ms(self) -> int | None:
         """When there is something to do without a call coming back; None for never."""
         times = []
@@ -428,6 +448,11 @@ class Lane:
             if is_young and chunk.event_ms < held and self._has_unfailed(chunk):
                 held = chunk.event_ms
         return None if held == _NO_TIME else held
+
+    def hold_ends_ms(self, now_ms: int) -> int | None:
+        """When `held_ms` becomes another one by time alone; None for never."""
+        ends = (chunk.accepted_ms + self.policy.hold_ms for chunk in self.chunks.values())
+        return next((end_ms for end_ms in ends if end_ms > now_ms), None)
 
     def saved(self) -> None:
         """All that has changed has been saved."""
@@ -533,7 +558,13 @@ class Lane:
         if failure.untried:
             self._park(record)
             return []
-        attempt = Attempt(now_ms, failure.error_type, failure.message)
+        attempt = Attempt(
+            now_ms,
+            failure.error_type,
+            failure.message,
+            failure.handling.category,
+            failure.stacktrace,
+        )
         self.head.last_failure = attempt
         record.history = _bounded((*record.history, attempt))
         record.first_failure_ms = record.first_failure_ms or now_ms
@@ -598,7 +629,7 @@ class Lane:
             self._unloaded.discard(chunk.first)
         if self.policy.ordering == "key":
             self._leave_queue(record)
-        return Left(record, disposition)
+        return Left(record, disposition, chunk.first)
 
     def _leave_queue(self, record: Waiting) -> None:
         queue = self._of_key[record.key]

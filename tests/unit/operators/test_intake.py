@@ -715,8 +715,9 @@ def sizes(*values: bytes) -> tuple[Row, Size]:
     (records,) = BatchReader().read(to_bytes(payloads(*values)))
     judged = judge_batch(records, rules.judge(), EventType(rules.contract), NOW_MS)
     accepted = Accepted(EventType(rules.contract), WINDOW_MS)
-    accepted.add(records.origin, judged.rows, judged.events, NOW_MS)
-    return accepted.row(), accepted.size
+    accepted.add(records, judged.rows, judged.events, NOW_MS)
+    (row,) = accepted.rows()
+    return row, accepted.size
 
 
 def test_lines_of_little_variety_count_for_what_they_unpack_to() -> None:

@@ -77,7 +77,7 @@ def crashed(found: Lane) -> Lane:
 
 
 def ways(left: list[Left]) -> list[tuple[int, str]]:
-    return [(record.number, disposition) for record, disposition in left]
+    return [(record.number, disposition) for record, disposition, _ in left]
 
 
 # --- calls and retries
@@ -109,7 +109,7 @@ def test_when_the_attempts_are_used_up_it_is_a_dead_letter_with_its_history() ->
         assert end(found, 0, BUSY, at_ms) == []
         at_ms += wait_ms
     begin(found, at_ms)
-    ((gone, disposition),) = end(found, 0, BUSY, at_ms)
+    ((gone, disposition, _),) = end(found, 0, BUSY, at_ms)
     assert (disposition, gone.attempts, gone.first_failure_ms) == ("exhausted", 3, NOW_MS)
     assert [each.at_ms - NOW_MS for each in gone.history] == [0, 1_000, 3_000]
     assert gone.history[0].error_type == "http_503"
@@ -535,7 +535,7 @@ class AgainstAModel(RuleBasedStateMachine):
                 assert found[each] == "refused"
             elif failure is UNTRIED or failure is DENIED:
                 assert found.get(each) in (None, "followed", "exhausted")
-        for record, disposition in left:
+        for record, disposition, _ in left:
             assert record.attempts <= self.counted[record.number]
             if disposition == "exhausted":
                 long_since = self.now_ms - record.first_failure_ms > 20_000
@@ -546,7 +546,7 @@ class AgainstAModel(RuleBasedStateMachine):
     def wait(self, ms: int) -> None:
         self.now_ms += ms
         expired = self.lane.expire(self.now_ms)
-        for record, disposition in expired:
+        for record, disposition, _ in expired:
             if disposition == "expired":
                 assert record.number in self.here
         self._leave(expired)
@@ -567,11 +567,11 @@ class AgainstAModel(RuleBasedStateMachine):
     def end_of_input(self) -> None:
         opened = set(here(self.lane))
         flushed = self.lane.flush()
-        assert {record.number for record, _ in flushed} == opened - self.out.keys()
+        assert {record.number for record, *_ in flushed} == opened - self.out.keys()
         self._leave(flushed)
 
     def _leave(self, left: list[Left]) -> None:
-        for record, _ in left:
+        for record, *_ in left:
             assert record.number not in self.out, "it left while it was out"
             del self.here[record.number]  # or it left twice
 

@@ -1,0 +1,549 @@
+"""Delivery: each accepted event goes to a target before it counts as processed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any, Final
+
+import msgspec
+from pyflink.common import Row, Types
+from pyflink.datastream import KeyedProcessFunction, RuntimeContext
+from pyflink.datastream.state import MapState, MapStateDescriptor, ValueState, ValueStateDescriptor
+
+from operators.batches import pack_progress
+from operators.bridge import BYTES
+from operators.courier import Courier, Round
+from operators.events import EventType
+from operators.orphan import end_when_orphaned
+from operators.outgoing import Accepted, Rejected
+from operators.parcels import Parcel
+from operators.rules.contract import Contract
+from operators.rules.envelope import Source, Tries, envelope_line
+from operators.rules.failure import FailureTable
+from operators.rules.fitting import fitted
+from operators.rules.lane import Attempt, Chunk, Head, Lane, LanePolicy, Left
+from operators.rules.poison import PoisonRules
+from operators.rules.times import iso_utc_ms
+from operators.rules.verdict import Judge, Rejection
+from udfs.targets import Target
+
+STAGE: Final = "delivery"
+MINUTE_MS: Final = 60_000
+#: What has been delivered: as `bridge.ACCEPTED`, and what `bridge.from_lanes` is told of the lane.
+DELIVERED: Final = Types.ROW_NAMED(
+    ["lines", "progress", "times", "partials", "lane", "status"], [*[BYTES] * 4, Types.INT(), BYTES]
+)
+_VERSION: Final = 1
+_END_MS: Final = 2**63 - 1
+#: While calls are out the operator comes by so often.
+_COME_BY_MS: Final = 50
+#: A target whose last call took no longer is waited for: what it takes at once need not be kept.
+_QUICK_MS: Final = 5
+#: Events that wait for later are put away, and read from the state when they are due.
+_REST_MS: Final = 1_000
+#: From so much of its room on a lane holds its input up.
+_SOFT_LIMIT: Final = 0.5
+
+
+@dataclass(frozen=True)
+class DeliveryRules:
+    """What delivery goes by.
+
+    Attributes:
+        target: makes what is called; asked once a worker.
+        lanes: how many there are; fixed as long as the job lives.
+        policy: of each lane.
+        failures: decides about what the target raises.
+        contract: of the events.
+        timeout_ms: of a call.
+        calls_per_worker: at a time, of all lanes together.
+        slow_input_ms: a lane that is almost full holds its input up for so long at most, a batch.
+        drain_timeout_ms: so long it goes on at the end of the input.
+        window_ms: length of the windows that events are added up for.
+        max_record_bytes: intake's: a record is no longer.
+        code_version: version of this code, for the envelope.
+        max_envelope_bytes: what the place of the envelopes takes; 0 for files.
+    """
+
+    target: Callable[[], Target]
+    lanes: int
+    policy: LanePolicy
+    failures: FailureTable
+    contract: Contract
+    timeout_ms: int
+    calls_per_worker: int
+    slow_input_ms: int
+    drain_timeout_ms: int
+    window_ms: int
+    max_record_bytes: int
+    code_version: str
+    max_envelope_bytes: int = 0
+
+
+@dataclass
+class _Station:
+    """A lane in this worker: its calls, and what Flink's state has of it.
+
+    Attributes:
+        round: its calls.
+        head: as last saved; b"" for none.
+        kept: chunks that the state has, and how many events of each.
+        timer_ms: when Flink comes by; 0 for never.
+        guarded: whether the end of the input is waited for.
+        patience_ms: after so long Flink comes by while calls are out.
+        told: the status as last told.
+    """
+
+    round: Round
+    head: bytes = b""
+    kept: dict[int, int] = field(default_factory=dict)
+    timer_ms: int = 0
+    guarded: bool = False
+    patience_ms: int = _COME_BY_MS
+    told: bytes = b""
+
+    @property
+    def lane(self) -> Lane:
+        """The lane."""
+        return self.round.lane
+
+
+class Delivery(KeyedProcessFunction):  # type: ignore[misc]
+    """Events to a target, by lane.
+
+    Input: rows of `lanes.LANED`. Output: rows of `DELIVERED`. Side outputs as intake's: dead
+    letters and counts.
+
+    Guarantee: an event that has come in leaves once: as delivered or as a dead letter. The target
+    is called at least once for it, after a crash again with the same idempotency key. What is not
+    delivered yet is in Flink's keyed state with its attempts, as is the breaker; calls that are out
+    are made again after a restart. No checkpoint, watermark or other lane waits for a call: an
+    element waits `_QUICK_MS` for a target that has been as quick as that, and `slow_input_ms` where
+    the lane is almost full. At the end of the input what is due within `drain_timeout_ms` is
+    finished, and the rest leaves as dead letters.
+
+    State, a lane: `lane.v1`, its head (breaker, numbers); `records.v1`, what is known of each
+    chunk's records, without their events; `events.v1`, those, as `lanes.Laned` packs them. The
+    first two are MessagePack with a version in front.
+    """
+
+    def __init__(self, rules: DeliveryRules, now_ms: Callable[[], int] | None = None) -> None:
+        """Take the rules, which travel to the workers, and a clock for tests."""
+        self._rules = rules
+        self._now_ms = now_ms or _wall_clock_ms
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Build what is needed once a worker, and let the target get ready."""
+        end_when_orphaned()
+        rules = self._rules
+        self._heads: ValueState = runtime_context.get_state(ValueStateDescriptor("lane.v1", BYTES))
+        self._records: MapState = runtime_context.get_map_state(
+            MapStateDescriptor("records.v1", Types.LONG(), BYTES)
+        )
+        self._parcels: MapState = runtime_context.get_map_state(
+            MapStateDescriptor("events.v1", Types.LONG(), BYTES)
+        )
+        self._event_type = EventType(rules.contract)
+        self._judge = Judge(rules.contract, PoisonRules(), rules.max_record_bytes, _END_MS // 2)
+        self._stations: dict[int, _Station] = {}
+        self._drain_until_ms = 0
+        self._courier = Courier(
+            rules.target(),
+            rules.failures,
+            timeout_ms=rules.timeout_ms,
+            calls=rules.calls_per_worker,
+            now_ms=self._now_ms,
+        )
+        self._courier.open()
+
+    def close(self) -> None:
+        """End the calls."""
+        self._courier.close()
+
+    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
+        """Take a batch's events of a lane in."""
+        data = value[1]
+        if not data:
+            return  # it only tells how far the partitions have come
+        station = self._station(ctx.get_current_key())
+        output = _Output(self._rules, self._event_type, self._now_ms())
+        parcel = self._parcel(data)
+        with self._courier.locked():
+            self._bring(station, parcel, output)
+            self._courier.start(station.round)
+            self._wait(station)
+            self._settle(station, output, ctx)
+        yield from output.rows(ctx.get_current_key())
+
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[Any]:
+        """Come by for what has become of a lane's events."""
+        station = self._station(ctx.get_current_key())
+        is_end = timestamp == _END_MS
+        if not is_end and timestamp >= station.timer_ms:
+            station.timer_ms = 0
+        output = _Output(self._rules, self._event_type, self._now_ms())
+        with self._courier.locked():
+            if is_end:
+                station.guarded = False
+                self._drain(station, output, ctx)
+            else:
+                self._settle(station, output, ctx)
+        yield from output.rows(ctx.get_current_key())
+
+    # --- what comes in
+
+    def _station(self, key: int) -> _Station:
+        """The lane of the current key, from the state if this worker does not have it yet."""
+        station = self._stations.get(key)
+        if station is None:
+            head = self._heads.value() or b""
+            chunks = [_decode_chunk(data) for data in self._records.values()]
+            lane = Lane(self._rules.policy, _decode_head(head) if head else None, chunks)
+            kept = {chunk.first: len(chunk) for chunk in chunks}
+            station = self._stations[key] = _Station(Round(lane), head, kept)
+        return station
+
+    def _parcel(self, data: bytes) -> Parcel:
+        return Parcel(data, self._event_type, self._judge, self._now_ms())
+
+    def _bring(self, station: _Station, parcel: Parcel, output: _Output) -> None:
+        """Take events into the lane, as many as there is room for."""
+        lane = station.lane
+        sizes = parcel.sizes
+        fits = lane.room(sizes)
+        output.arrived(parcel)
+        if fits < len(sizes):
+            for row in range(fits, len(sizes)):
+                output.overflow(parcel, row, lane)
+            if not fits:
+                return
+            parcel = self._parcel(parcel.only(range(fits)))
+        chunk = lane.accept(sizes[:fits], parcel.event_ms, self._now_ms())
+        station.round.parcels[chunk.first] = parcel
+        self._look(station, output)
+
+    def _look(self, station: _Station, output: _Output) -> None:
+        """Bring what the lane wants: a chunk to look into, or events that are due."""
+        lane = station.lane
+        while (first := lane.wanted(self._now_ms())) is not None:
+            parcel = self._at_hand(station, first)
+            if lane.chunks[first].records is None:
+                station.round.left += lane.open(first, parcel.keys, parcel.sizes)
+            else:
+                lane.loaded(first)
+            lane.changed.add(first)
+        station.round.left += lane.expire(self._now_ms())
+
+    def _at_hand(self, station: _Station, first: int) -> Parcel:
+        parcels = station.round.parcels
+        if first not in parcels:
+            parcels[first] = self._parcel(self._parcels.get(first))
+        return parcels[first]
+
+    def _wait(self, station: _Station) -> None:
+        """For a target that is quick; or, before there is no room any more, for any one."""
+        lane = station.lane
+        if station.round.took_ms <= _QUICK_MS and lane.breaker.state == "closed":
+            self._courier.wait(lambda: not lane.in_flight and not lane.count, _QUICK_MS)
+        fullness = lane.fullness
+        if fullness > _SOFT_LIMIT:
+            share = (fullness - _SOFT_LIMIT) / (1 - _SOFT_LIMIT)
+            timeout_ms = round(self._rules.slow_input_ms * min(1.0, share))
+            self._courier.wait(lambda: lane.fullness <= _SOFT_LIMIT, timeout_ms)
+
+    # --- what goes out
+
+    def _settle(
+        self, station: _Station, output: _Output, ctx: KeyedProcessFunction.Context
+    ) -> None:
+        """Hand on what has left, bring what is wanted, save what has changed, and come by again."""
+        self._look(station, output)
+        self._courier.start(station.round)
+        left, station.round.left = station.round.left, []
+        for each in left:
+            output.leave(each, self._at_hand(station, each.chunk), station.lane)
+        self._save(station)
+        self._come_by(station, ctx, has_moved=bool(left))
+        output.tell(_status(station.lane, self._now_ms()), station)
+
+    def _drain(
+        self, station: _Station, output: _Output, ctx: KeyedProcessFunction.OnTimerContext
+    ) -> None:
+        """The end of the input: finish what is due soon; the rest leaves as it is."""
+        lane = station.lane
+        now_ms = self._now_ms()
+        self._drain_until_ms = self._drain_until_ms or now_ms + self._rules.drain_timeout_ms
+        while lane.count and now_ms < self._drain_until_ms:
+            self._settle(station, output, ctx)
+            next_ms = lane.next_ms()
+            if not lane.in_flight and (next_ms is None or next_ms > self._drain_until_ms):
+                break
+            self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
+            now_ms = self._now_ms()
+        self._courier.stop(station.round)
+        self._courier.wait(lambda: not lane.in_flight, self._rules.timeout_ms + _COME_BY_MS)
+        while (
+            first := next((f for f, c in lane.chunks.items() if c.records is None), None)
+        ) is not None:
+            parcel = self._at_hand(station, first)
+            station.round.left += [*lane.open(first, parcel.keys, parcel.sizes), *lane.flush()]
+            self._settle(station, output, ctx)
+        station.round.left += lane.flush()
+        self._settle(station, output, ctx)
+
+    # --- what is kept
+
+    def _save(self, station: _Station) -> None:
+        """Write what has changed; what nobody needs soon is no longer kept at hand."""
+        lane = station.lane
+        for first in sorted(lane.changed):
+            chunk = lane.chunks.get(first)
+            if chunk is None:
+                station.round.parcels.pop(first, None)
+                if station.kept.pop(first, None) is not None:
+                    self._records.remove(first)
+                    self._parcels.remove(first)
+                continue
+            self._keep_events(station, chunk)
+            self._records.put(first, _encode_chunk(chunk))
+        lane.saved()
+        until_ms = self._now_ms() + _REST_MS
+        for first in [f for f in station.round.parcels if lane.is_resting(f, until_ms)]:
+            del station.round.parcels[first]
+        head = b"" if lane.is_idle else _encode_head(lane.head)
+        if head != station.head:
+            if head:
+                self._heads.update(head)
+            else:
+                self._heads.clear()
+            station.head = head
+
+    def _keep_events(self, station: _Station, chunk: Chunk) -> None:
+        """Once; and again when less than half of them are left."""
+        kept = station.kept.get(chunk.first)
+        parcel = station.round.parcels.get(chunk.first)
+        if parcel is None or (kept is not None and 2 * len(chunk) > kept):
+            return
+        data = parcel.data
+        if len(chunk) < len(parcel):
+            data = parcel.only(number - chunk.first for number in sorted(chunk.records or ()))
+        self._parcels.put(chunk.first, data)
+        station.kept[chunk.first] = len(chunk)
+
+    def _come_by(
+        self, station: _Station, ctx: KeyedProcessFunction.Context, *, has_moved: bool
+    ) -> None:
+        """See to it that Flink comes by: one timer, and one for the end of the input."""
+        lane, timers = station.lane, ctx.timer_service()
+        if lane.count and not station.guarded:
+            timers.register_event_time_timer(_END_MS)
+        elif not lane.count and station.guarded:
+            timers.delete_event_time_timer(_END_MS)
+        station.guarded = bool(lane.count)
+        station.patience_ms = _COME_BY_MS if has_moved else min(2 * station.patience_ms, _REST_MS)
+        now_ms = self._now_ms()
+        wanted_ms = self._next_visit_ms(station, now_ms)
+        if station.timer_ms > now_ms and (not wanted_ms or wanted_ms < station.timer_ms):
+            timers.delete_processing_time_timer(station.timer_ms)
+            station.timer_ms = 0
+        if wanted_ms and not now_ms < station.timer_ms <= wanted_ms:
+            timers.register_processing_time_timer(wanted_ms)
+            station.timer_ms = wanted_ms
+
+    def _next_visit_ms(self, station: _Station, now_ms: int) -> int:
+        """When to come by: soon while calls are out, else when something is due; 0 for never."""
+        lane = station.lane
+        if not lane.count:
+            return 0
+        times = [lane.next_ms(), lane.hold_ends_ms(now_ms)]
+        if lane.in_flight:
+            times.append(now_ms + station.patience_ms)
+        known = [ms for ms in times if ms is not None]
+        return max(now_ms + _COME_BY_MS, min(known)) if known else 0
+
+
+class _Output:
+    """What leaves an operator call, gathered: few large rows, and the books of it."""
+
+    def __init__(self, rules: DeliveryRules, event_type: EventType, now_ms: int) -> None:
+        self._rules = rules
+        self._event_type = event_type
+        self._now_ms = now_ms
+        self._date = iso_utc_ms(now_ms)[:10]
+        self._delivered: dict[tuple[int, int], tuple[Parcel, list[int]]] = {}
+        self._rejected = Rejected()
+        #: Pending, and dead letters by type, by minute and source partition.
+        self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
+        self._status = b""
+
+    def arrived(self, parcel: Parcel) -> None:
+        """Events have come in: they are pending."""
+        self._add(parcel, parcel.tally(), 1)
+
+    def leave(self, left: Left, parcel: Parcel, lane: Lane) -> None:
+        """A record has left."""
+        place = left.record.number - left.chunk
+        if left.disposition == "delivered":
+            key = parcel.at_ms // MINUTE_MS, left.chunk
+            self._delivered.setdefault(key, (parcel, []))[1].append(place)
+            return
+        record, row = left.record, parcel.row(place)
+        self._count(parcel, row)["pending"] -= 1
+        reason = record.history[-1] if record.history else lane.head.last_failure
+        self._dead(parcel, row, left.disposition, record.history, reason, record.attempts)
+
+    def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
+        """There is no room for an event."""
+        self._count(parcel, row)["pending"] -= 1
+        self._dead(parcel, row, "overflow", (), lane.head.last_failure, 0)
+
+    def tell(self, status: bytes, station: _Station) -> None:
+        """What is to be told of the lane, if it is news."""
+        if status != station.told:
+            station.told = self._status = status
+
+    def rows(self, lane: int) -> Iterator[Any]:
+        """All of it."""
+        status, minutes = self._status, defaultdict(list)
+        for (minute, _), (parcel, places) in sorted(self._delivered.items(), key=itemgetter(0)):
+            minutes[minute].append((parcel, sorted(places)))
+            self._add(parcel, parcel.tally(places), -1)
+        for parcels in minutes.values():
+            accepted = Accepted(self._event_type, self._rules.window_ms)
+            for parcel, places in parcels:
+                accepted.add(*parcel.delivered(places), parcel.at_ms)
+            (row,) = accepted.rows()
+            yield Row(**row.as_dict(), lane=lane, status=status)
+            status = b""
+        if status:
+            nothing = {"lines": b"", "progress": pack_progress([]), "times": b"", "partials": b""}
+            yield Row(**nothing, lane=lane, status=status)
+        self._rejected.count([*self._count_lines()])
+        yield from self._rejected.rows()
+
+    def _add(self, parcel: Parcel, tally: dict[tuple[str, int], int], sign: int) -> None:
+        for (topic, partition), count in tally.items():
+            counts = self._counts[parcel.at_ms // MINUTE_MS, topic, partition]
+            counts["pending"] += sign * count
+
+    def _count(self, parcel: Parcel, row: int) -> Counter[str]:
+        topic, partition = parcel.records.origin.partition_of(row)
+        return self._counts[parcel.at_ms // MINUTE_MS, topic, partition]
+
+    def _count_lines(self) -> Iterator[bytes]:
+        for (minute, topic, partition), counts in self._counts.items():
+            pending = counts.pop("pending", 0)
+            if pending or counts:
+                line = {
+                    "minute_ms": minute * MINUTE_MS,
+                    "source_topic": topic,
+                    "source_partition": partition,
+                    "pending": pending,
+                    "dead_lettered": counts,
+                }
+                yield msgspec.json.encode(line) + b"\n"
+
+    def _dead(
+        self,
+        parcel: Parcel,
+        row: int,
+        disposition: Any,
+        history: tuple[Attempt, ...],
+        reason: Attempt | None,
+        attempts: int,
+    ) -> None:
+        """Write a dead letter, with the last failure as its reason: its own, or its lane's."""
+        error_type = reason.error_type if history and reason else f"delivery_{disposition}"
+        message = _why(disposition, history, reason)
+        category = reason.category if reason else "transient"
+        records = parcel.records
+        topic, partition = records.origin.partition_of(row)
+        source = Source(
+            topic=topic,
+            partition=partition,
+            offset=records.origin.offsets[row],
+            timestamp_ms=records.timestamp_ms(row),
+            key=records.key(row),
+        )
+        first_ms = history[0].at_ms if history else self._now_ms
+        tries = Tries(
+            category,
+            disposition,
+            attempts,
+            [
+                {"at": iso_utc_ms(a.at_ms), "error_type": a.error_type, "error_message": a.message}
+                for a in history
+            ],
+            first_ms,
+            history[-1].at_ms if history else self._now_ms,
+        )
+        payload, metadata = records.payloads[row], records.headers(row)
+
+        def write(payload_limit_bytes: int) -> bytes:
+            return envelope_line(
+                payload,
+                Rejection("dead_letter", error_type, message, ()),
+                source,
+                contract=self._rules.contract,
+                now_ms=self._now_ms,
+                stage=STAGE,
+                code_version=self._rules.code_version,
+                payload_limit_bytes=payload_limit_bytes,
+                stacktrace=reason.stacktrace if history and reason else "",
+                metadata=metadata,
+                tries=tries,
+            )
+
+        envelope = fitted(write, len(payload), self._rules.max_envelope_bytes)
+        self._rejected.add_dead(envelope, category, self._date, error_type)
+        self._count(parcel, row)[error_type] += 1
+
+
+def _why(disposition: str, history: tuple[Attempt, ...], reason: Attempt | None) -> str:
+    """What a person is told of a dead letter."""
+    if history and reason:
+        return reason.message
+    because = {
+        "followed": "a record of its key before it has become a dead letter",
+        "expired": "it was not its turn within max_age_ms",
+        "overflow": "there is no room for it in its lane (max_records, max_bytes)",
+        "flush_at_end": "the input ended, and it was not its turn within drain_timeout_ms",
+    }[disposition]
+    last = f"; the target's last failure: {reason.error_type}: {reason.message}" if reason else ""
+    return f"not tried: {because}{last}"
+
+
+def _status(lane: Lane, now_ms: int) -> bytes:
+    """What `bridge.from_lanes` and those who watch are told of a lane."""
+    return msgspec.json.encode(
+        {
+            "held_ms": lane.held_ms(now_ms),
+            "waiting": lane.count,
+            "in_flight": lane.in_flight,
+            "breaker": lane.breaker.state,
+        }
+    )
+
+
+def _encode_head(head: Head) -> bytes:
+    return msgspec.msgpack.encode((_VERSION, head))
+
+
+def _decode_head(data: bytes) -> Head:
+    return msgspec.msgpack.decode(data, type=tuple[int, Head])[1]
+
+
+def _encode_chunk(chunk: Chunk) -> bytes:
+    return msgspec.msgpack.encode((_VERSION, chunk))
+
+
+def _decode_chunk(data: bytes) -> Chunk:
+    return msgspec.msgpack.decode(data, type=tuple[int, Chunk])[1]
+
+
+def _wall_clock_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,115 @@
+"""Accepted events on their way to delivery: parted by lane, a few large rows for the JVM."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from pyflink.common import Row, Types
+
+from operators.batches import EVENTS, Ints, Progress, pack_progress, to_bytes
+from operators.bridge import BYTES
+from operators.events import Events, EventType
+from operators.outgoing import Size
+from operators.records import Records
+
+#: What delivery is handed: how far the source partitions have come (`batches.pack_progress`), of
+#: which only the last row of an element speaks, and a batch of `batches.EVENTS`.
+LANED_VALUE: Final = Types.ROW([BYTES, BYTES])
+LANED: Final = Types.ROW([Types.INT(), LANED_VALUE])
+AT_MS: Final = b"at_ms"
+
+
+def lane_of(key: str, lanes: int) -> int:
+    """The lane of a key: the same on each machine, and for as long as there are so many."""
+    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % lanes
+
+
+class Laned:
+    """The good events of some batches, as rows of `LANED`: one a lane that has any."""
+
+    def __init__(self, event_type: EventType, lanes: tuple[int, ...]) -> None:
+        """Nothing yet; lanes are the numbers that Flink's keys have, see `bridge.lane_keys`."""
+        self._event_type = event_type
+        self._lanes = lanes
+        self._progress: list[Progress] = []
+        self._batches: dict[int, list[pa.RecordBatch]] = defaultdict(list)
+        #: The instant whose minute all of it counts in: that of the first batch.
+        self.at_ms = 0
+        self.size = Size()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no partition has come further, so that there is nothing to tell."""
+        return not self._progress
+
+    def add(self, records: Records, rows: Ints, events: Events, now_ms: int) -> None:
+        """Take in a batch: its accepted rows and what they hold."""
+        times = self._event_type.event_ms(events)
+        self.at_ms = self.at_ms or now_ms
+        self._progress += records.origin.progress(rows, times)
+        keys = pa.array(self._event_type.keys(events), pa.string())
+        batch = _batch(records, rows, keys, times)
+        for lane, begin, end, order in _parted(keys, len(self._lanes)):
+            self._batches[lane].append(batch.take(order[begin:end]))
+        self.size = self.size.plus(batch.nbytes, batch.nbytes)
+
+    def rows(self) -> Iterator[Row]:
+        """All of it; the last one tells how far the partitions have come."""
+        told = pack_progress(self._progress, self.at_ms)
+        nothing = pack_progress([])
+        lanes = sorted(self._batches)
+        for lane in lanes:
+            progress = told if lane == lanes[-1] else nothing
+            yield Row(self._lanes[lane], Row(progress, self._packed(self._batches[lane])))
+        if not lanes:
+            yield Row(self._lanes[0], Row(told, b""))
+
+    def _packed(self, batches: list[pa.RecordBatch]) -> bytes:
+        table = pa.Table.from_batches(batches)
+        (batch,) = table.combine_chunks().to_batches()
+        place = pa.array(np.arange(batch.num_rows, dtype=np.int32))
+        whole = pa.record_batch([*batch.columns, place], schema=EVENTS)
+        return to_bytes(
+            whole.replace_schema_metadata({AT_MS: str(self.at_ms).encode()}), packed=True
+        )
+
+
+def _batch(records: Records, rows: Ints, keys: pa.Array, times: Ints) -> pa.RecordBatch:
+    """The accepted rows as columns of `EVENTS`, all but the last."""
+    names = EVENTS.names[:-1]
+    if records.batch is not None:
+        index = pa.array(rows)
+        columns = [records.batch.column(name).take(index) for name in names[:-2]]
+    else:
+        topics, partitions, offsets = records.origin.coordinates(rows)
+        payloads = records.payloads
+        columns = [
+            pa.array([payloads[row] for row in rows.tolist()], pa.binary()),
+            pa.array(list(topics), pa.string()),
+            pa.array(list(partitions), pa.int32()),
+            pa.array(list(offsets), pa.int64()),
+            *(pa.nulls(len(rows), EVENTS.field(name).type) for name in names[4:-2]),
+        ]
+    types = EVENTS.types[:-1]
+    all_columns = [*columns, keys, pa.array(times)]
+    cast = [c if c.type == t else c.cast(t) for c, t in zip(all_columns, types, strict=True)]
+    return pa.record_batch(cast, names)
+
+
+def _parted(keys: pa.Array, lanes: int) -> Iterator[tuple[int, int, int, pa.Array]]:
+    """Each lane that has rows: its number, and where they stand in an order of all rows."""
+    coded = keys.dictionary_encode()
+    of_key = np.array([lane_of(key, lanes) for key in coded.dictionary.to_pylist()], np.int64)
+    of_row = of_key[coded.indices.to_numpy()]
+    order = np.argsort(of_row, kind="stable")
+    sorted_lanes = of_row[order]
+    begins = np.flatnonzero(np.diff(sorted_lanes, prepend=-1))
+    ends = np.append(begins[1:], len(order))
+    positions = pa.array(order)
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        yield int(sorted_lanes[begin]), begin, end, positions

@@ -1,0 +1,246 @@
+"""A real Postgres on this machine only: started, stopped, killed, paused, and started again.
+
+It refuses to run as root: then it runs as another user, in a folder of that user's.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from flink_jobs.tied import tied
+
+HOST = "127.0.0.1"
+DATABASE = "postgres"
+OWNER = "breakwater"
+#: Two busy cores take their time.
+READY_WITHIN_S = 60.0
+ENDS_WITHIN_S = 30.0
+#: In this order, where this process is root.
+USERS = ("postgres", "nobody")
+#: Debian keeps the server's programs off the PATH.
+FOLDERS = "/usr/lib/postgresql/*/bin"
+MISSING = "no Postgres server here: install it, on Debian with: apt-get install postgresql"
+#: Nobody's data: that a machine which loses its power loses some of it does not matter.
+OPTIONS = {"fsync": "off", "shared_buffers": "16MB", "max_connections": "40"}
+
+
+class MissingPostgres(Exception):
+    """Its programs are not on this machine. The message says what to install."""
+
+
+class PostgresServer:
+    """A server and its data. A context manager: whatever happens in it, the server ends.
+
+    Its port and its data stay the same over a restart.
+    """
+
+    def __init__(self, **options: str) -> None:
+        """Choose a free port.
+
+        Args:
+            options: server settings besides, or instead of, those in `OPTIONS`.
+
+        Raises:
+            MissingPostgres: its programs are not found.
+        """
+        self._bin = _programs()
+        self.password = secrets.token_hex(8)
+        self.port = _free_port()
+        self._options = {**OPTIONS, **options}
+        self._as = _user()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = Path()
+
+    def __enter__(self) -> PostgresServer:
+        # A socket's path is at most 107 characters: pytest's own folders may be too deep, and
+        # another user may not enter them.
+        self._folder = Path(tempfile.mkdtemp(prefix="bw-pg-"))
+        try:
+            self._init()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.kill()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def dsn(self) -> str:
+        return self.dsn_with(self.password)
+
+    def dsn_with(self, password: str) -> str:
+        return f"postgresql://{OWNER}:{password}@{HOST}:{self.port}/{DATABASE}"
+
+    def start(self) -> None:
+        """Start it on the data it has, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                tied([str(self._bin / "postgres"), "-D", str(self._data), *self._arguments()]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **self._as,
+            )
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not self._answers():
+            code = self._process.poll()
+            assert code is None, f"Postgres ended with code {code}: {self._log_tail()}"
+            assert time.monotonic() < deadline, f"no answer from Postgres: {self._log_tail()}"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it in order, at once: open transactions are rolled back ("fast")."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it without order; it recovers at its next start ("immediate")."""
+        self._end(signal.SIGQUIT)
+
+    def pause(self) -> None:
+        """Stop it where it stands: its connections stay open, and it answers nothing."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    @contextmanager
+    def paused(self) -> Any:
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
+
+    def query(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of its own, and give its rows."""
+        with psycopg.connect(self.dsn, autocommit=True, connect_timeout=10) as connection:
+            cursor = connection.execute(query.encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    # --- parts
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "server.log"
+
+    def _init(self) -> None:
+        secret = self._folder / "password"
+        secret.write_text(self.password)
+        if uid := self._as.get("user"):
+            for path in (self._folder, secret):
+                os.chown(path, uid, self._as["group"])
+        command = [
+            *[str(self._bin / "initdb"), "-D", str(self._data), "--no-sync"],
+            *["--encoding", "UTF8", "--locale", "C", "--username", OWNER],
+            *["--auth", "scram-sha-256", "--pwfile", str(secret)],
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=READY_WITHIN_S, check=False, **self._as
+        )
+        assert done.returncode == 0, f"initdb: {done.stderr[-500:]}"
+
+    def _arguments(self) -> Iterable[str]:
+        own = {
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": str(self._folder),
+        }
+        for name, value in {**self._options, **own}.items():
+            yield from ("-c", f"{name}={value}")
+
+    def _answers(self) -> bool:
+        with suppress(psycopg.OperationalError):
+            psycopg.connect(self.dsn, connect_timeout=5).close()
+            return True
+        return False
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self.resume()
+        self._process.send_signal(how)
+        try:
+            self._process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._signal_all(signal.SIGKILL)
+            self._process.wait(ENDS_WITHIN_S)
+        self._process = None
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """To the server and to those that it has forked, one for each connection."""
+        if self._process is None:
+            return
+        first = self._process.pid
+        children = Path(f"/proc/{first}/task/{first}/children")
+        # The first is last: when it goes on, it finds the others as it left them.
+        for pid in [first, *map(int, children.read_text().split())]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-500:]
+
+
+def _programs() -> Path:
+    """The folder with `postgres` and `initdb`: of the PATH, else the newest of Debian's."""
+    on_path = [Path(found).resolve() for n in ("postgres", "initdb") if (found := shutil.which(n))]
+    folders = [path.parent for path in on_path[:1] if len(on_path) == 2]
+    folders += sorted(Path("/").glob(FOLDERS[1:]), key=_version, reverse=True)
+    for folder in folders:
+        if (folder / "postgres").exists() and (folder / "initdb").exists():
+            return folder
+    raise MissingPostgres(MISSING)
+
+
+def _version(folder: Path) -> float:
+    found = re.search(r"/postgresql/([\d.]+)/", str(folder))
+    return float(found.group(1)) if found else 0.0
+
+
+def _user() -> dict[str, Any]:
+    """Arguments for subprocess: as whom it runs."""
+    if os.geteuid() != 0:
+        return {}
+    for name in USERS:
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise MissingPostgres(f"Postgres refuses to run as root, and there is none of {USERS} here")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    with PostgresServer() as server:
+        print(server.dsn, flush=True)
+        sys.stdin.read()
