@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import Final
 
 from flink_jobs.setting_tables import Settings
 from operators.delivery import DeliveryRules
 from operators.rules.failure import FailureTable
 from operators.rules.lane import LanePolicy
 from udfs.function_target import FunctionTarget, load_function
-from udfs.targets import Target
+from udfs.http_target import HttpSettings, HttpTarget
+from udfs.postgres_target import PostgresSettings, PostgresTarget
+from udfs.targets import Target, TargetError
+
+_OWN_TIMEOUT_MS: Final = 1_000
 
 
 def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryRules | None:
@@ -26,6 +32,7 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
         return None
     make_target = target_factory(settings)
     target = make_target()
+    own = not isinstance(target, FunctionTarget)
     return DeliveryRules(
         target=make_target,
         lanes=delivery.lanes,
@@ -44,7 +51,8 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
         ),
         failures=failure_table(settings),
         contract=settings.contract.load(),
-        timeout_ms=delivery.timeout_ms,
+        # Those that come with Breakwater keep to it themselves, and say more when it is over.
+        timeout_ms=delivery.timeout_ms + (_OWN_TIMEOUT_MS if own else 0),
         calls_per_worker=delivery.calls_per_worker,
         slow_input_ms=delivery.slow_input_ms,
         drain_timeout_ms=delivery.drain_timeout_ms,
@@ -63,15 +71,69 @@ def failure_table(settings: Settings) -> FailureTable:
 def target_factory(settings: Settings) -> Callable[[], Target]:
     """What makes the target, here to look at it and in each worker to use it.
 
-    It travels to the workers. What it makes there raises a `TargetError` if the settings are wrong.
+    It travels to the workers. What it makes raises a `TargetError` if the settings are wrong.
     """
+    delivery = settings.delivery
+    if delivery.target == "http":
+        return partial(_http_target, settings)
+    if delivery.target == "postgres":
+        return partial(_postgres_target, settings)
     return partial(
         _function_target,
-        settings.delivery.target,
-        settings.delivery.batch_max_events or 1,
-        settings.delivery.calls_per_worker,
+        delivery.target,
+        delivery.batch_max_events or 1,
+        delivery.calls_per_worker,
     )
 
 
 def _function_target(path: str, max_batch: int, threads: int) -> Target:
     return FunctionTarget(load_function(path), max_batch, threads)
+
+
+def _http_target(settings: Settings) -> Target:
+    http, delivery = settings.http, settings.delivery
+    if not http.url:
+        raise TargetError('http.url is missing: set it to "http://host:port/path"')
+    headers = dict(http.headers)
+    for name, variable in http.secret_headers.items():
+        if variable not in os.environ:
+            raise TargetError(
+                f"http.secret_headers: the variable {variable} for {name} is not set; set it here "
+                "and where the workers run"
+            )
+        headers[name] = os.environ[variable]
+    columns = settings.contract.load().columns
+    return HttpTarget(
+        HttpSettings(
+            url=http.url,
+            method=http.method,
+            body=http.body,
+            headers=headers,
+            batch_max_events=delivery.batch_max_events or 1,
+            answer_fields=http.answer_fields,
+            timeout_ms=delivery.timeout_ms,
+            connections=delivery.calls_per_worker,
+            answer_max_bytes=http.answer_max_bytes,
+        ),
+        {column.name: column.attribute for column in columns},
+    )
+
+
+def _postgres_target(settings: Settings) -> Target:
+    postgres, delivery = settings.postgres, settings.delivery
+    if not postgres.table:
+        raise TargetError('postgres.table is missing: set it to "table" or "schema.table"')
+    return PostgresTarget(
+        PostgresSettings(
+            table=postgres.table,
+            dsn_env=postgres.dsn_env,
+            columns=postgres.columns or None,
+            identity=postgres.identity,
+            on_conflict=postgres.on_conflict,
+            batch_max_events=delivery.batch_max_events or 500,
+            connections=postgres.connections,
+            timeout_ms=delivery.timeout_ms,
+        ),
+        settings.contract.load(),
+        failure_table(settings),
+    )

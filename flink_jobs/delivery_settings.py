@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from flink_jobs.setting_types import DAY_MS, Table, Whole
+from flink_jobs.setting_types import DAY_MS, MIB, Table, Whole
 from operators.rules.backoff import RetryPolicy
 from operators.rules.breaker import BreakerPolicy
 from operators.rules.failure import FailureCategory, Handling
@@ -30,7 +30,7 @@ class DeliverySettings(Table):
         default=10_000, ge=1, le=600_000, description="a call that takes longer has failed"
     )
     lanes: Whole = Field(
-        default=32,
+        default=16,
         ge=1,
         le=128,
         description="shares of the keys, each with its own breaker; fixed as long as the job lives",
@@ -74,7 +74,55 @@ class DeliverySettings(Table):
         default=10_000,
         ge=0,
         le=DAY_MS,
-        description="windows wait for so long for an event whose first call is to come; 0 is never",
+        description="behind a breaker that is open the watermark waits for an event for so long",
+    )
+
+
+class HttpTargetSettings(Table):
+    """The HTTP service, for delivery.target = "http"."""
+
+    url: str = Field(
+        default="",
+        description="where to, with fields of the event: http://host:port/users/{user_id}",
+    )
+    method: Literal["GET", "POST", "PUT"] = Field(default="POST", description="GET, POST or PUT")
+    body: Literal["event", "none"] = Field(
+        default="event", description='"event": the event as JSON; "none" for a GET'
+    )
+    headers: dict[str, str] = Field(default={}, description="added to each request")
+    secret_headers: dict[str, str] = Field(
+        default={},
+        description="headers whose values are in the environment of the workers, under these names",
+    )
+    answer_fields: tuple[str, ...] = Field(
+        default=(), description="fields of the contract that the answer adds to the event"
+    )
+    answer_max_bytes: Whole = Field(
+        default=1_000_000, ge=1, le=MIB * 64, description="a longer answer is a failure"
+    )
+
+
+class PostgresTargetSettings(Table):
+    """The database, for delivery.target = "postgres"."""
+
+    dsn_env: str = Field(
+        default="POSTGRES_DSN",
+        description="the variable in the environment of the workers with the connection string",
+    )
+    table: str = Field(default="", description='"table" or "schema.table"')
+    columns: dict[str, str] = Field(
+        default={},
+        description="by column what it holds: a field, idempotency_key, source_topic, "
+        "source_partition, source_offset or time; {} is all fields and event_id",
+    )
+    identity: tuple[str, ...] = Field(
+        default=("event_id",), description="columns with a unique index, which tell events apart"
+    )
+    on_conflict: Literal["update", "nothing"] = Field(
+        default="update", description='a row that is there: "update" it, or do "nothing"'
+    )
+    connections: Whole = Field(
+        default=4, ge=1, le=1000, description="connections of a subtask at a time"
     )
 
 
@@ -90,7 +138,7 @@ class RetrySettings(Table):
     )
     cap_ms: Whole = Field(default=3_600_000, ge=1, le=30 * DAY_MS, description="the longest wait")
     jitter: float = Field(
-        default=0.1, ge=0, le=0.99, description="waits are spread by this share to either side"
+        default=0.1, ge=0, le=1, description="waits are spread by this share to either side"
     )
     budget_ms: Whole = Field(
         default=0,

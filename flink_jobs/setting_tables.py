@@ -18,6 +18,8 @@ from flink_jobs.delivery_settings import (
     BreakerSettings,
     DeliverySettings,
     FailureSettings,
+    HttpTargetSettings,
+    PostgresTargetSettings,
     RetrySettings,
 )
 from flink_jobs.setting_types import DAY_MS, MIB, FlinkOptions, Table, Whole
@@ -263,6 +265,8 @@ class Settings(BaseSettings):
     sink: SinkSettings = SinkSettings()
     kafka: KafkaSettings = KafkaSettings()
     delivery: DeliverySettings = DeliverySettings()
+    http: HttpTargetSettings = HttpTargetSettings()
+    postgres: PostgresTargetSettings = PostgresTargetSettings()
     retry: RetrySettings = RetrySettings()
     breaker: BreakerSettings = BreakerSettings()
     failures: dict[str, FailureSettings] = Field(

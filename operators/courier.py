@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar, overload
 from operators.parcels import INVALID_ANSWER, InvalidAnswer, Parcel
 from operators.rules.contract import SCHEMA_ERROR
 from operators.rules.failure import FailureTable, Handling, retry_after_ms
-from operators.rules.lane import Call, Failure, Lane, Left, Waiting
+from operators.rules.lane import Call, Failure, Lane, Left, Whole
 from operators.rules.verdict import bounded_text
 from udfs.targets import Event, NotTried, Outcome, Target
 
@@ -45,7 +45,7 @@ class Round:
 
     lane: Lane
     parcels: dict[int, Parcel] = field(default_factory=dict)
-    left: list[Left] = field(default_factory=list)
+    left: list[Left | Whole] = field(default_factory=list)
     took_ms: int = 0
     wake: asyncio.TimerHandle | None = None
     stopped: bool = False
@@ -53,6 +53,25 @@ class Round:
     def has(self, chunk: int) -> bool:
         """Whether a chunk's events are at hand."""
         return chunk in self.parcels
+
+    def keys(self, chunk: int) -> list[str]:
+        """The keys of a chunk that is at hand."""
+        return self.parcels[chunk].keys
+
+    def look(self, chunk: int) -> tuple[list[str], list[int]]:
+        """Keys and sizes of a chunk that is at hand."""
+        return self.parcels[chunk].keys, self.parcels[chunk].sizes
+
+    def called_with(self, call: Call) -> list[tuple[Parcel, int, int]]:
+        """Of each record of a call its parcel, its place there, and which attempt it is."""
+        if call.chunk is not None:
+            parcel = self.parcels[call.chunk]
+            return [(parcel, place, 1) for place in range(call.size)]
+        found = []
+        for record in call.records:
+            chunk = self.lane.chunk_of(record.number).first
+            found.append((self.parcels[chunk], record.number - chunk, record.attempts + 1))
+        return found
 
 
 class _Events(Sequence[Event]):
@@ -166,9 +185,13 @@ class Courier:
         """Begin what may be begun, and come back when there is more."""
         with self._changed:
             lane, now_ms = round_.lane, self._now_ms()
-            while self._free and not round_.stopped and (call := lane.begin(now_ms, round_.has)):
+            keys = round_.keys if lane.policy.batch > 1 else None
+            while self._free and not round_.stopped:
+                call = lane.begin(now_ms, round_.has, keys)
+                if call is None:
+                    break
                 self._free -= 1
-                records = [self._brought(round_, record) for record in call.records]
+                records = round_.called_with(call)
                 task = self._loop.create_task(self._make(round_, call, records))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -183,11 +206,6 @@ class Courier:
                 delay_s = (next_ms - now_ms) / 1000
                 round_.wake = self._loop.call_later(delay_s, self._pump, round_)
 
-    @staticmethod
-    def _brought(round_: Round, record: Waiting) -> tuple[Parcel, int, int]:
-        chunk = round_.lane.chunk_of(record.number)
-        return round_.parcels[chunk.first], record.number - chunk.first, record.attempts + 1
-
     async def _make(
         self, round_: Round, call: Call, records: list[tuple[Parcel, int, int]]
     ) -> None:
@@ -195,7 +213,7 @@ class Courier:
         with self._changed:
             now_ms = self._now_ms()
             round_.took_ms = now_ms - call.began_ms
-            round_.left += round_.lane.end(call.number, failures, now_ms)
+            round_.left += round_.lane.end(call.number, failures, now_ms, round_.look)
             self._free += 1
             held_up, self._held_up = self._held_up, {}
             self._changed.notify_all()
@@ -205,17 +223,19 @@ class Courier:
     async def _failures_of(self, records: list[tuple[Parcel, int, int]]) -> list[Failure | None]:
         """Make the call, and say of each record how it has failed, if it has."""
         failures: list[Failure | None] = [None] * len(records)
-        good = []
-        for i, (parcel, place, _) in enumerate(records):
-            if why := parcel.refusal(place):
-                failures[i] = Failure(SCHEMA_ERROR, f"{why.error_type}: {why.message}", _DATA)
-            else:
-                good.append(i)
+        good = list(range(len(records)))
+        if any(parcel.has_refusals for parcel in {each[0] for each in records}):
+            for i, (parcel, place, _) in enumerate(records):
+                if why := parcel.refusal(place):
+                    told = f"{why.error_type}: {why.message}"
+                    failures[i] = Failure(SCHEMA_ERROR, told, _DATA)
+            good = [i for i in good if failures[i] is None]
         if good:
             called = [records[i] for i in good]
             outcomes = await self._outcomes(_Events(called))
-            for i, (parcel, place, _), outcome in zip(good, called, outcomes, strict=True):
-                failures[i] = self._failure(parcel, place, outcome)
+            if outcomes.count(None) < len(called):
+                for i, (parcel, place, _), outcome in zip(good, called, outcomes, strict=True):
+                    failures[i] = self._failure(parcel, place, outcome)
         return failures
 
     async def _outcomes(self, events: _Events) -> Sequence[Outcome]:

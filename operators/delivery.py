@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from operators.rules.contract import Contract
 from operators.rules.envelope import Source, Tries, envelope_line
 from operators.rules.failure import FailureTable
 from operators.rules.fitting import fitted
-from operators.rules.lane import Attempt, Chunk, Head, Lane, LanePolicy, Left
+from operators.rules.lane import Attempt, Chunk, Head, Lane, LanePolicy, Left, Whole
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import Judge, Rejection
@@ -42,7 +43,8 @@ _END_MS: Final = 2**63 - 1
 #: While calls are out the operator comes by so often.
 _COME_BY_MS: Final = 50
 #: A target whose last call took no longer is waited for: what it takes at once need not be kept.
-_QUICK_MS: Final = 5
+_QUICK_MS: Final = 20
+_SWITCH_INTERVAL_S: Final = 0.0005
 #: Events that wait for later are put away, and read from the state when they are due.
 _REST_MS: Final = 1_000
 #: From so much of its room on a lane holds its input up.
@@ -139,6 +141,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     def open(self, runtime_context: RuntimeContext) -> None:
         """Build what is needed once a worker, and let the target get ready."""
         end_when_orphaned()
+        # The loop and Flink's thread hand over to each other all the time.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         rules = self._rules
         self._heads: ValueState = runtime_context.get_state(ValueStateDescriptor("lane.v1", BYTES))
         self._records: MapState = runtime_context.get_map_state(
@@ -208,7 +212,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         return station
 
     def _parcel(self, data: bytes) -> Parcel:
-        return Parcel(data, self._event_type, self._judge, self._now_ms())
+        return Parcel.of_data(data, self._event_type, self._judge, self._now_ms())
 
     def _bring(self, station: _Station, parcel: Parcel, output: _Output) -> None:
         """Take events into the lane, as many as there is room for."""
@@ -221,21 +225,23 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
                 output.overflow(parcel, row, lane)
             if not fits:
                 return
-            parcel = self._parcel(parcel.only(range(fits)))
-        chunk = lane.accept(sizes[:fits], parcel.event_ms, self._now_ms())
-        station.round.parcels[chunk.first] = parcel
+        for begin, end in _parts(fits, lane.policy.batch):
+            part = parcel.part(begin, end)
+            part.judge()
+            chunk = lane.accept(sizes[begin:end], part.event_ms, self._now_ms())
+            station.round.parcels[chunk.first] = part
         self._look(station, output)
 
     def _look(self, station: _Station, output: _Output) -> None:
         """Bring what the lane wants: a chunk to look into, or events that are due."""
         lane = station.lane
-        while (first := lane.wanted(self._now_ms())) is not None:
-            parcel = self._at_hand(station, first)
-            if lane.chunks[first].records is None:
-                station.round.left += lane.open(first, parcel.keys, parcel.sizes)
+        while (want := lane.wanted(self._now_ms(), station.round.has)) is not None:
+            parcel = self._at_hand(station, want.chunk)
+            if want.to_open:
+                station.round.left += lane.open(want.chunk, parcel.keys, parcel.sizes)
+                lane.changed.add(want.chunk)
             else:
-                lane.loaded(first)
-            lane.changed.add(first)
+                lane.loaded(want.chunk)
         station.round.left += lane.expire(self._now_ms())
 
     def _at_hand(self, station: _Station, first: int) -> Parcel:
@@ -265,7 +271,11 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         self._courier.start(station.round)
         left, station.round.left = station.round.left, []
         for each in left:
-            output.leave(each, self._at_hand(station, each.chunk), station.lane)
+            parcel = self._at_hand(station, each.chunk)
+            if isinstance(each, Whole):
+                output.leave_whole(each, parcel)
+            else:
+                output.leave(each, parcel, station.lane)
         self._save(station)
         self._come_by(station, ctx, has_moved=bool(left))
         output.tell(_status(station.lane, self._now_ms()), station)
@@ -285,7 +295,13 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
             now_ms = self._now_ms()
         self._courier.stop(station.round)
-        self._courier.wait(lambda: not lane.in_flight, self._rules.timeout_ms + _COME_BY_MS)
+        if not self._courier.wait(
+            lambda: not lane.in_flight, 2 * self._rules.timeout_ms + _REST_MS
+        ):
+            raise RuntimeError(
+                "the target has blocked the event loop at the end of the input: its code must not "
+                "wait without await; let it be a plain def, which runs in a thread"
+            )
         while (
             first := next((f for f, c in lane.chunks.items() if c.records is None), None)
         ) is not None:
@@ -328,9 +344,10 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         parcel = station.round.parcels.get(chunk.first)
         if parcel is None or (kept is not None and 2 * len(chunk) > kept):
             return
-        data = parcel.data
-        if len(chunk) < len(parcel):
-            data = parcel.only(number - chunk.first for number in sorted(chunk.records or ()))
+        if len(chunk) == len(parcel):
+            data = parcel.data
+        else:
+            data = parcel.only(number - chunk.first for number in chunk.records or ())
         self._parcels.put(chunk.first, data)
         station.kept[chunk.first] = len(chunk)
 
@@ -374,7 +391,8 @@ class _Output:
         self._event_type = event_type
         self._now_ms = now_ms
         self._date = iso_utc_ms(now_ms)[:10]
-        self._delivered: dict[tuple[int, int], tuple[Parcel, list[int]]] = {}
+        #: By minute and chunk; None for all of its events.
+        self._delivered: dict[tuple[int, int], tuple[Parcel, list[int] | None]] = {}
         self._rejected = Rejected()
         #: Pending, and dead letters by type, by minute and source partition.
         self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
@@ -389,12 +407,18 @@ class _Output:
         place = left.record.number - left.chunk
         if left.disposition == "delivered":
             key = parcel.at_ms // MINUTE_MS, left.chunk
-            self._delivered.setdefault(key, (parcel, []))[1].append(place)
+            places = self._delivered.setdefault(key, (parcel, []))[1]
+            assert places is not None  # noqa: S101 # a chunk leaves as a whole or one by one
+            places.append(place)
             return
         record, row = left.record, parcel.row(place)
         self._count(parcel, row)["pending"] -= 1
         reason = record.history[-1] if record.history else lane.head.last_failure
         self._dead(parcel, row, left.disposition, record.history, reason, record.attempts)
+
+    def leave_whole(self, whole: Whole, parcel: Parcel) -> None:
+        """A chunk has been delivered as it came."""
+        self._delivered[parcel.at_ms // MINUTE_MS, whole.chunk] = parcel, None
 
     def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
         """There is no room for an event."""
@@ -410,7 +434,7 @@ class _Output:
         """All of it."""
         status, minutes = self._status, defaultdict(list)
         for (minute, _), (parcel, places) in sorted(self._delivered.items(), key=itemgetter(0)):
-            minutes[minute].append((parcel, sorted(places)))
+            minutes[minute].append((parcel, places))
             self._add(parcel, parcel.tally(places), -1)
         for parcels in minutes.values():
             accepted = Accepted(self._event_type, self._rules.window_ms)
@@ -501,6 +525,13 @@ class _Output:
         envelope = fitted(write, len(payload), self._rules.max_envelope_bytes)
         self._rejected.add_dead(envelope, category, self._date, error_type)
         self._count(parcel, row)[error_type] += 1
+
+
+def _parts(count: int, batch: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of the chunks that events are taken in as: a call each, if it may be so."""
+    parts = -(-count // batch) if batch > 1 else 1
+    for part in range(parts):
+        yield part * count // parts, (part + 1) * count // parts
 
 
 def _why(disposition: str, history: tuple[Attempt, ...], reason: Attempt | None) -> str:

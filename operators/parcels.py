@@ -35,30 +35,50 @@ class Parcel:
     """The events of a chunk.
 
     Attributes:
-        data: as they are in the state.
         at_ms: the instant whose minute they count in.
         records: as they came.
     """
 
-    def __init__(self, data: bytes, event_type: EventType, judge: Judge, now_ms: int) -> None:
-        """Read them, and judge them once more: the contract may have become another one."""
-        self.data = data
-        self._batch = from_bytes(data)
+    def __init__(
+        self, batch: pa.RecordBatch, event_type: EventType, judge: Judge, now_ms: int
+    ) -> None:
+        """Take rows of `batches.EVENTS`."""
+        self._batch = batch
         self._event_type = event_type
         self._judge = judge
         self._now_ms = now_ms
-        self.at_ms = int(self._batch.schema.metadata[AT_MS])
-        payloads = values_of(self._batch.column("payload"))
-        origin = Origin.of_batch(self._batch)
-        self.records = Records(origin, payloads, is_bounded=True, batch=self._batch)
-        self._places = self._batch.column("place").to_numpy()
+        self.at_ms = int(batch.schema.metadata[AT_MS])
+        payloads = values_of(batch.column("payload"))
+        self.records = Records(Origin.of_batch(batch), payloads, is_bounded=True, batch=batch)
+        self._places = batch.column("place").to_numpy()
+        # By row; what is read of them is judged once more: the contract may be another one now.
         self._enriched: dict[int, bytes] = {}
+
+    @classmethod
+    def of_data(cls, data: bytes, event_type: EventType, judge: Judge, now_ms: int) -> Parcel:
+        """What `data` has given, or `lanes.Laned`."""
+        return cls(from_bytes(data), event_type, judge, now_ms)
+
+    def part(self, begin: int, end: int) -> Parcel:
+        """A run of the events as a parcel of its own, with places from 0."""
+        if (begin, end) == (0, len(self)):
+            return self
+        batch = self._batch.slice(begin, end - begin)
+        place = pa.array(np.arange(batch.num_rows, dtype=np.int32))
+        at = batch.schema.get_field_index("place")
+        batch = batch.set_column(at, batch.schema.field(at), place)
+        return Parcel(batch, self._event_type, self._judge, self._now_ms)
+
+    @property
+    def data(self) -> bytes:
+        """All of it, for the state."""
+        return to_bytes(self._batch, packed=True)
 
     def __len__(self) -> int:
         """How many."""
         return len(self.records)
 
-    @property
+    @functools.cached_property
     def keys(self) -> list[str]:
         """The events' keys."""
         return self._batch.column("event_key").to_pylist()  # type: ignore[no-any-return]
@@ -92,6 +112,11 @@ class Parcel:
         """Why an event is none any more, if the contract has become another one meanwhile."""
         return self._refused.get(self.row(place)) if self._refused else None
 
+    @property
+    def has_refusals(self) -> bool:
+        """Whether there is a refusal for any of them."""
+        return bool(self._refused)
+
     def event(self, place: int, attempt: int) -> Event:
         """An event, which has no refusal, for a target.
 
@@ -103,7 +128,7 @@ class Parcel:
         topic, partition = self.records.origin.partition_of(row)
         payload = self.records.payloads[row]
         return Event(
-            key=self._batch.column("event_key")[row].as_py(),
+            key=self.keys[row],
             value=self._value(payload),
             payload=payload,
             line=self._lines[int(np.searchsorted(self._rows, row))],
@@ -138,29 +163,36 @@ class Parcel:
             raise InvalidAnswer(f"with the target's answer it is no event: {verdict.message}")
         self._enriched[row] = payload
 
-    def delivered(self, places: Iterable[int]) -> tuple[Records, Ints, Events]:
+    def delivered(self, places: Iterable[int] | None = None) -> tuple[Records, Ints, Events]:
         """Events as they are written, with what the target has added.
 
         Args:
-            places: which, in order.
+            places: which; all if None.
 
         Returns:
             The records, the rows of these among them, and the events.
         """
-        rows = np.array([self.row(place) for place in places], np.int64)
+        rows = self._rows
+        if places is not None:
+            rows = np.searchsorted(self._places, np.sort(np.fromiter(places, np.int64)))
         at = np.searchsorted(self._rows, rows)
         events = self._events if len(rows) == len(self._rows) else self._events.only(at)
-        if enriched := [(i, row) for i, row in enumerate(rows.tolist()) if row in self._enriched]:
+        if self._enriched:
             lines = list(events.lines)
-            for i, row in enriched:
-                lines[i] = self._event_type.decode(self._enriched[row])
+            for i, row in enumerate(rows.tolist()):
+                if row in self._enriched:
+                    lines[i] = self._event_type.decode(self._enriched[row])
             events = self._event_type.events(lines)
         return self.records, rows, events
 
     def only(self, places: Iterable[int]) -> bytes:
-        """The data of some of them, in order."""
-        rows = pa.array([self.row(place) for place in places])
+        """The data of some of them, for the state."""
+        rows = pa.array(sorted(self.row(place) for place in places))
         return to_bytes(self._batch.take(rows), packed=True)
+
+    def judge(self) -> None:
+        """Read the events now, and not when they are first asked for."""
+        _ = self._judged
 
     @functools.cached_property
     def _judged(self) -> tuple[Ints, Events, dict[int, Rejection]]:

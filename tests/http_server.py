@@ -112,8 +112,9 @@ class Rule:
 class Request(NamedTuple):
     """A request as it came.
 
-    `number` counts them from 0, `at_s` is seconds since 1970. `status` is what was answered, 0 if
-    nothing was; `ending` says how it ended: "answered", "hung", "cut".
+    `number` counts them from 0, `at_s` is seconds since 1970; of `head` and `body` the beginning is
+    kept. `status` is what was answered, 0 if nothing was; `ending` says how it ended: "answered",
+    "hung", "cut".
     """
 
     number: int
@@ -121,9 +122,16 @@ class Request(NamedTuple):
     method: str
     path: str
     key: str
+    head: str
     body: str
     status: int
     ending: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """By their names in small letters."""
+        pairs = (line.partition(":") for line in self.head.split("\r\n")[1:] if line)
+        return {name.lower(): value.strip() for name, _, value in pairs}
 
 
 # --- what is answered -----------------------------------------------------------------------------
@@ -151,7 +159,7 @@ class _Answers:
         self.most_in_flight = 0
         self.rules = [_Counting(each.rule, self.most_requests) for each in self.rules]
 
-    def answer(self, method: str, path: str, key: str, body: bytes) -> _Prepared:
+    def answer(self, method: str, path: str, key: str, head: bytes, body: bytes) -> _Prepared:
         number = self.count
         self.count += 1
         answer = self.default
@@ -159,8 +167,10 @@ class _Answers:
             if rule.applies(number, method, path, key, body):
                 answer = rule.prepared
                 break
+        shown = head[: self.body_bytes].decode("latin-1")
         kept = body[: self.body_bytes].decode("utf-8", "replace")
-        asked = Request(number, time.time(), method, path, key, kept, answer.status, answer.ending)
+        status, ending = answer.status, answer.ending
+        asked = Request(number, time.time(), method, path, key, shown, kept, status, ending)
         self.requests.append(asked)
         self.by_status[answer.status] += 1
         return answer
@@ -263,7 +273,7 @@ class _Connection:
             else:
                 self._count()
                 key = _header(head, lower, b"idempotency-key")
-                answer = server.answers.answer(method, path, key, body)
+                answer = server.answers.answer(method, path, key, head, body)
                 if not await self._give(answer, head + body):
                     return
             await self.writer.drain()
@@ -303,6 +313,8 @@ class _Connection:
         if rule.drip_ms:
             for each in body:
                 await asyncio.sleep(rule.drip_ms / 1000)
+                if self.writer.is_closing():
+                    return False
                 self.writer.write(bytes([each]))
         else:
             self.writer.write(body)
@@ -342,8 +354,7 @@ class _Loop:
                     await asyncio.wait_for(self.stopping.wait(), min(1.0, self.idle_s / 2))
                 self._sweep()
         finally:
-            server.close()
-            await self._close_all()
+            server.close()  # and what is still connected is cancelled with the loop
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -364,13 +375,6 @@ class _Loop:
         for task, connection in list(self.connections.items()):
             if connection.used_s < oldest:
                 task.cancel()
-
-    async def _close_all(self) -> None:
-        tasks = list(self.connections)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=WAIT_S)
 
     # Control
 
@@ -490,7 +494,7 @@ class HttpServer(RemoteServer):
         json: what is answered where no rule applies.
         port: 0 for any that is free.
         most_requests: so many requests are remembered, and so many keys are counted by a rule.
-        body_bytes: so much is remembered of a body.
+        body_bytes: so much is remembered of a body, and of a head.
         idle_s: a connection that nothing has happened on for so long is closed.
     """
 

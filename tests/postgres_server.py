@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import re
 import secrets
 import shutil
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ USERS = ("postgres", "nobody")
 #: Debian keeps the server's programs off the PATH.
 FOLDERS = "/usr/lib/postgresql/*/bin"
 MISSING = "no Postgres server here: install it, on Debian with: apt-get install postgresql"
+PORTS = range(20_000, 32_000)
 #: Nobody's data: that a machine which loses its power loses some of it does not matter.
 OPTIONS = {"fsync": "off", "shared_buffers": "16MB", "max_connections": "40"}
 
@@ -47,7 +49,8 @@ class MissingPostgres(Exception):
 class PostgresServer:
     """A server and its data. A context manager: whatever happens in it, the server ends.
 
-    Its port and its data stay the same over a restart.
+    Its port and its data stay the same over a restart. It ends with the thread that has started it,
+    so start it in one that stays.
     """
 
     def __init__(self, **options: str) -> None:
@@ -63,7 +66,7 @@ class PostgresServer:
         self.password = secrets.token_hex(8)
         self.port = _free_port()
         self._options = {**OPTIONS, **options}
-        self._as = _user()
+        self._user = _user()
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = Path()
 
@@ -87,21 +90,30 @@ class PostgresServer:
 
     @property
     def dsn(self) -> str:
-        return self.dsn_with(self.password)
+        """The connection string of the owner."""
+        return self.dsn_with()
 
-    def dsn_with(self, password: str) -> str:
-        return f"postgresql://{OWNER}:{password}@{HOST}:{self.port}/{DATABASE}"
+    def dsn_with(
+        self,
+        user: str = OWNER,
+        password: str | None = None,
+        database: str = DATABASE,
+        port: int = 0,
+    ) -> str:
+        """One that differs from it."""
+        secret = self.password if password is None else password
+        return f"postgresql://{user}:{secret}@{HOST}:{port or self.port}/{database}"
 
     def start(self) -> None:
         """Start it on the data it has, and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                tied([str(self._bin / "postgres"), "-D", str(self._data), *self._arguments()]),
+                self._command("postgres", "-D", str(self._data), *self._arguments()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # Ctrl-C is for us: the server ends when we end it.
                 start_new_session=True,
-                **self._as,
             )
         deadline = time.monotonic() + READY_WITHIN_S
         while not self._answers():
@@ -118,6 +130,11 @@ class PostgresServer:
         """End it without order; it recovers at its next start ("immediate")."""
         self._end(signal.SIGQUIT)
 
+    def restart(self) -> None:
+        """Stop it, if it is up, and start it."""
+        self.stop()
+        self.start()
+
     def pause(self) -> None:
         """Stop it where it stands: its connections stay open, and it answers nothing."""
         self._signal_all(signal.SIGSTOP)
@@ -126,7 +143,7 @@ class PostgresServer:
         self._signal_all(signal.SIGCONT)
 
     @contextmanager
-    def paused(self) -> Any:
+    def paused(self) -> Iterator[None]:
         self.pause()
         try:
             yield
@@ -152,18 +169,28 @@ class PostgresServer:
     def _init(self) -> None:
         secret = self._folder / "password"
         secret.write_text(self.password)
-        if uid := self._as.get("user"):
+        if self._user:
             for path in (self._folder, secret):
-                os.chown(path, uid, self._as["group"])
-        command = [
-            *[str(self._bin / "initdb"), "-D", str(self._data), "--no-sync"],
-            *["--encoding", "UTF8", "--locale", "C", "--username", OWNER],
-            *["--auth", "scram-sha-256", "--pwfile", str(secret)],
-        ]
+                os.chown(path, self._user.pw_uid, self._user.pw_gid)
+        command = self._command(
+            *["initdb", "-D", str(self._data), "--no-sync", "--encoding", "UTF8", "--locale", "C"],
+            *["--username", OWNER, "--auth", "scram-sha-256", "--pwfile", str(secret)],
+        )
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=READY_WITHIN_S, check=False, **self._as
+            command, capture_output=True, text=True, timeout=READY_WITHIN_S, check=False
         )
         assert done.returncode == 0, f"initdb: {done.stderr[-500:]}"
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        """Ends with this process, as the right user. The process is the program's own."""
+        command = [str(self._bin / program), *arguments]
+        if not self._user:
+            return tied(command, signal.SIGQUIT)
+        # The kernel forgets a signal that was asked for before the change of user.
+        return [
+            *["setpriv", f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}"],
+            *["--clear-groups", "--pdeathsig", "QUIT", *command],
+        ]
 
     def _arguments(self) -> Iterable[str]:
         own = {
@@ -194,12 +221,13 @@ class PostgresServer:
 
     def _signal_all(self, number: signal.Signals) -> None:
         """To the server and to those that it has forked, one for each connection."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             return
         first = self._process.pid
-        children = Path(f"/proc/{first}/task/{first}/children")
-        # The first is last: when it goes on, it finds the others as it left them.
-        for pid in [first, *map(int, children.read_text().split())]:
+        # The first one first: one that stands still forks no more.
+        self._process.send_signal(number)
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for pid in map(int, children):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -223,21 +251,24 @@ def _version(folder: Path) -> float:
     return float(found.group(1)) if found else 0.0
 
 
-def _user() -> dict[str, Any]:
-    """Arguments for subprocess: as whom it runs."""
+def _user() -> pwd.struct_passwd | None:
+    """As whom it runs; None as this process."""
     if os.geteuid() != 0:
-        return {}
+        return None
     for name in USERS:
         with suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+            return pwd.getpwnam(name)
     raise MissingPostgres(f"Postgres refuses to run as root, and there is none of {USERS} here")
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """One that no client is given for its own end: while the server is down that would take it."""
+    for _ in range(100):
+        port = random.choice(PORTS)  # noqa: S311 - any will do
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise AssertionError("no free port")
 
 
 if __name__ == "__main__":

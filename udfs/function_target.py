@@ -35,6 +35,7 @@ class FunctionTarget(Target):
         """
         self._function = function
         self.max_batch = max_batch
+        self.keeps_order = bool(getattr(function, "keeps_order", False))
         self._threads = None if _is_async(function) else ThreadPoolExecutor(threads, "target")
 
     async def deliver(self, events: Sequence[Event]) -> Sequence[Outcome]:

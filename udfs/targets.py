@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 #: What became of an event: None, it is delivered; a mapping, it is delivered and the answer adds
 #: these fields to the event; an exception, it is not.
@@ -67,7 +67,7 @@ class Target:
     """
 
     max_batch: int = 1
-    keeps_order: ClassVar[bool] = False
+    keeps_order: bool = False
 
     async def open(self) -> None:
         """Get ready, once a worker. What it raises fails the job: say in one line what to do."""

@@ -54,8 +54,8 @@ class RetryPolicy:
             )
         if self.factor < 1:
             raise RetryError(f"factor = {self.factor}: must be 1 or more")
-        if not 0 <= self.jitter < 1:
-            raise RetryError(f"jitter = {self.jitter}: must be 0 or more, and below 1")
+        if not 0 <= self.jitter <= 1:
+            raise RetryError(f"jitter = {self.jitter}: must be from 0 to 1")
         if self.budget_ms < 0:
             raise RetryError(f"budget_ms = {self.budget_ms}: must be 0 (no limit) or more")
 

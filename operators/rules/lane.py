@@ -25,7 +25,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -71,7 +71,7 @@ class LanePolicy:
         max_records: so many the lane holds, those that are being called with included.
         max_bytes: and so many bytes of them.
         max_age_ms: a record that has been here for so long is given up; 0 for never.
-        hold_ms: so long at most does the watermark wait for a record that has not failed yet.
+        hold_ms: so long does the watermark wait while the breaker is not closed, see `held_ms`.
     """
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -176,12 +176,28 @@ class Left(NamedTuple):
     chunk: int
 
 
+class Whole(NamedTuple):
+    """A chunk that leaves as it has come, delivered."""
+
+    chunk: int
+    size: int
+
+
+class Want(NamedTuple):
+    """A chunk whose events are needed: to look into it, or only to have them at hand."""
+
+    chunk: int
+    to_open: bool
+
+
 class Call(NamedTuple):
     """A call that is out.
 
     Attributes:
         number: of the call: its first record's.
-        records: what it is made with.
+        records: what it is made with; none if it is made with a chunk as it has come.
+        chunk: that chunk, else None.
+        size: how many records it is made with.
         began_ms: when it began.
         epoch: the breaker's then.
         is_probe: whether the breaker was half open.
@@ -189,6 +205,8 @@ class Call(NamedTuple):
 
     number: int
     records: list[Waiting]
+    chunk: int | None
+    size: int
     began_ms: int
     epoch: int
     is_probe: bool
@@ -239,6 +257,9 @@ class Lane:
         self._ready: list[int] = []
         self._parked: list[tuple[int, int]] = []
         self._unloaded: set[int] = set()
+        #: Chunks that are being called with as they have come, and one that cannot be.
+        self._whole: set[int] = set()
+        self._mixed: int | None = None
         self._of_key: dict[str, deque[int]] = {}
         for chunk in sorted(chunks, key=lambda chunk: chunk.first):
             self._add(chunk)
@@ -289,17 +310,28 @@ class Lane:
         self.changed.add(chunk.first)
         return chunk
 
-    def wanted(self, now_ms: int) -> int | None:
-        """A chunk whose events are needed now: to be opened, or, opened, because one is due."""
+    def wanted(self, now_ms: int, has: Callable[[int], bool] = lambda _: True) -> Want | None:
+        """A chunk whose events are needed now, because there is room to call with them, or time.
+
+        Args:
+            now_ms: now.
+            has: whether the events of a chunk are at hand.
+        """
         self._promote(now_ms)
         if self._unloaded:
-            return min(self._unloaded)
-        if not self._unopened:
-            return None
-        first = self._unopened[0]
+            return Want(min(self._unloaded), to_open=False)
+        waiting = list(islice(self._unopened, self.policy.calls + 1))
+        if not waiting or (self.policy.ordering == "key" and waiting[0] in self._whole):
+            return None  # those behind it must not be looked at yet
+        waiting = [first for first in waiting if first not in self._whole]
+        if waiting and (self._mixed == waiting[0] or self._is_old(waiting[0], now_ms)):
+            return Want(waiting[0], to_open=True)
+        if self.policy.batch > 1 and self.breaker.state == "closed":
+            ahead = waiting[:1] if self.policy.ordering == "key" else waiting
+            return next((Want(first, to_open=False) for first in ahead if not has(first)), None)
         callable_soon = self.breaker.state != "open" or not self._ready
-        if (callable_soon and len(self._ready) < self.policy.window) or self._is_old(first, now_ms):
-            return first
+        if waiting and callable_soon and len(self._ready) < self.policy.window:
+            return Want(waiting[0], to_open=True)
         return None
 
     def open(self, first: int, keys: Sequence[str], sizes: Sequence[int]) -> list[Left]:
@@ -315,14 +347,20 @@ class Lane:
         """
         chunk = self.chunks[first]
         self._unopened.remove(first)
+        if self._mixed == first:
+            self._mixed = None
         chunk.records = {}
-        followers: list[Left] = []
         for number, (key, size) in enumerate(zip(keys, sizes, strict=True), first):
-            record = Waiting(number, key, size, chunk.accepted_ms)
-            chunk.records[number] = record
+            chunk.records[number] = Waiting(number, key, size, chunk.accepted_ms)
+        records = [*chunk.records.values()]
+        for record in records:
             self._queue(record)
-            if number < self.head.follow.get(key, 0):
-                followers.append(self._leave(record, "followed"))
+        follow = self.head.follow
+        followers = [
+            self._leave(record, "followed")
+            for record in records
+            if record.number < follow.get(record.key, 0)
+        ]
         if not self._unopened:
             self.head.follow.clear()
         return followers
@@ -339,12 +377,19 @@ class Lane:
                 if number not in self._out and self._is_next(record):
                     heapq.heappush(self._parked, (record.due_ms, number))
 
-    def begin(self, now_ms: int, has: Callable[[int], bool] = lambda _: True) -> Call | None:
+    def begin(
+        self,
+        now_ms: int,
+        has: Callable[[int], bool] = lambda _: True,
+        keys: Callable[[int], Sequence[str]] | None = None,
+    ) -> Call | None:
         """What to call with now. It is in flight until `end` is told of it.
 
         Args:
             now_ms: now.
             has: whether the events of a chunk are at hand; what is due and is not, is `wanted`.
+            keys: of the events of a chunk that is at hand; None if no chunk may be called with as
+                it has come.
         """
         self.head.breaker = advance(self.breaker, self.policy.breaker, now_ms)
         free = permitted(self.breaker, self.policy.breaker, self.in_flight)
@@ -364,32 +409,53 @@ class Lane:
             self._out.add(record.number)
             if self.policy.keeps_order:
                 self._let_follow(record)
-        if not records:
+        chunk = None if records or keys is None else self._whole_chunk(has, keys)
+        if not records and chunk is None:
             return None
+        number, size = (chunk.first, chunk.count) if chunk else (records[0].number, len(records))
         is_probe = self.breaker.state == "half_open"
-        call = Call(records[0].number, records, now_ms, self.breaker.epoch, is_probe)
-        self._calls[call.number] = call
+        whole = chunk.first if chunk else None
+        call = Call(number, records, whole, size, now_ms, self.breaker.epoch, is_probe)
+        self._calls[number] = call
         self.head.breaker = began(self.breaker, 1, now_ms)
         return call
 
-    def end(self, number: int, failures: Sequence[Failure | None], now_ms: int) -> list[Left]:
+    def end(
+        self,
+        number: int,
+        failures: Sequence[Failure | None],
+        now_ms: int,
+        look: Callable[[int], tuple[Sequence[str], Sequence[int]]] | None = None,
+    ) -> list[Left | Whole]:
         """A call has come back.
 
         Args:
             number: of the call.
             failures: of each of its records; None for a success.
             now_ms: now.
+            look: keys and sizes of a chunk's events, if chunks were called with as they came.
 
         Returns:
             The records that leave with it: none when it is tried again, several when followers
-            follow a dead letter.
+            follow a dead letter; or the chunk.
         """
         call = self._calls.pop(number)
         for record in call.records:
             self._out.discard(record.number)
         self._tell_breaker(call, failures, now_ms)
-        results = list(zip(call.records, failures, strict=True))
-        left = [self._leave(record, "delivered") for record, failure in results if failure is None]
+        left: list[Left | Whole] = []
+        records = call.records
+        if call.chunk is not None:
+            self._whole.discard(call.chunk)
+            if not any(failures):
+                return [self._leave_whole(call.chunk)]
+            assert look is not None  # noqa: S101 # who lets chunks be called with, has them
+            left += self.open(call.chunk, *look(call.chunk))
+            chunk = self.chunks.get(call.chunk)
+            records = list((chunk.records or {}).values()) if chunk else []
+            failures = [failures[record.number - call.chunk] for record in records]
+        results = list(zip(records, failures, strict=True))
+        left += [self._leave(record, "delivered") for record, failure in results if failure is None]
         for record, failure in results:
             # One that has followed a dead letter of its call is gone.
             if failure and self._record(record.number):
@@ -399,8 +465,10 @@ class Lane:
     def expire(self, now_ms: int) -> list[Left]:
         """Records that have been here for too long; those in flight are waited for."""
         left: list[Left] = []
+        if not self.policy.max_age_ms:
+            return left
         for chunk in [*self.chunks.values()]:
-            if not self._is_old(chunk.first, now_ms):
+            if chunk.accepted_ms + self.policy.max_age_ms > now_ms:
                 break
             for record in [*(chunk.records or {}).values()]:
                 if record.number not in self._out and record.number in (chunk.records or ()):
@@ -418,11 +486,15 @@ class Lane:
 
     def is_resting(self, first: int, until_ms: int) -> bool:
         """Whether no record of a chunk is out, or may be called with until then."""
-        records = (self.chunks[first].records or {}).values()
+        records = self.chunks[first].records
+        if records is None:
+            ahead = islice(self._unopened, self.policy.calls + 1)
+            is_next = self.policy.batch > 1 and self.breaker.state == "closed" and first in ahead
+            return not is_next and first not in self._whole
         return all(
             record.number not in self._out
             and (record.due_ms > until_ms or not self._is_next(record))
-            for record in records
+            for record in records.values()
         )
 
     def next_ms(self) -> int | None:
@@ -441,16 +513,23 @@ class Lane:
         return min(times, default=None)
 
     def held_ms(self, now_ms: int) -> int | None:
-        """The event time that the watermark must not pass yet; None if it need not wait."""
+        """The event time that the watermark must not pass yet; None if it need not wait.
+
+        It waits for the first call with a record, not for those after a failure: and while the
+        breaker is not closed, when nobody knows how long that may be, for `hold_ms` at most.
+        """
         held = _NO_TIME
+        is_well = self.breaker.state == "closed"
         for chunk in self.chunks.values():
-            is_young = now_ms < chunk.accepted_ms + self.policy.hold_ms
-            if is_young and chunk.event_ms < held and self._has_unfailed(chunk):
+            holds = is_well or now_ms < chunk.accepted_ms + self.policy.hold_ms
+            if holds and chunk.event_ms < held and self._has_first_calls(chunk):
                 held = chunk.event_ms
         return None if held == _NO_TIME else held
 
     def hold_ends_ms(self, now_ms: int) -> int | None:
         """When `held_ms` becomes another one by time alone; None for never."""
+        if self.breaker.state == "closed":
+            return None
         ends = (chunk.accepted_ms + self.policy.hold_ms for chunk in self.chunks.values())
         return next((end_ms for end_ms in ends if end_ms > now_ms), None)
 
@@ -463,7 +542,10 @@ class Lane:
     def _oldest_ms(self) -> int | None:
         """When the oldest record was accepted, of those that are not out."""
         for chunk in self.chunks.values():
-            if chunk.records is None or any(number not in self._out for number in chunk.records):
+            is_out = chunk.first in self._whole
+            if chunk.records is not None:
+                is_out = self._out.issuperset(chunk.records)
+            if not is_out:
                 return chunk.accepted_ms
         return None
 
@@ -471,9 +553,11 @@ class Lane:
         age_ms = self.policy.max_age_ms
         return bool(age_ms) and self.chunks[first].accepted_ms + age_ms <= now_ms
 
-    def _has_unfailed(self, chunk: Chunk) -> bool:
+    def _has_first_calls(self, chunk: Chunk) -> bool:
+        """Whether a record's first call is out, or would be made by and by."""
         return chunk.records is None or any(
-            not record.first_failure_ms for record in chunk.records.values()
+            not record.first_failure_ms and self._is_next(record)
+            for record in chunk.records.values()
         )
 
     def _add(self, chunk: Chunk) -> None:
@@ -483,6 +567,50 @@ class Lane:
         self.size_bytes += chunk.size_bytes
         if chunk.records is None:
             self._unopened.append(chunk.first)
+
+    def _whole_chunk(
+        self, has: Callable[[int], bool], keys: Callable[[int], Sequence[str]]
+    ) -> Chunk | None:
+        """A chunk that may be called with as it has come: nothing of it need be known for that."""
+        if self.breaker.state != "closed" or self._mixed is not None:
+            return None
+        for first in self._unopened:
+            if first in self._whole:
+                if self.policy.ordering == "key":
+                    return None  # those behind it must not overtake it
+                continue
+            chunk = self.chunks[first]
+            if not has(first):
+                return None
+            if chunk.count > self.policy.batch or self._is_mixed(first, keys):
+                self._mixed = first
+                return None
+            self._whole.add(first)
+            return chunk
+        return None
+
+    def _is_mixed(self, first: int, keys: Callable[[int], Sequence[str]]) -> bool:
+        """Whether records of the chunk must wait for others, so that they have to be told apart."""
+        if self.policy.ordering == "none":
+            return False
+        of_chunk = keys(first)
+        if not self.policy.keeps_order and len(set(of_chunk)) < len(of_chunk):
+            return True
+        return not (
+            self._of_key.keys().isdisjoint(of_chunk)
+            and self.head.follow.keys().isdisjoint(of_chunk)
+        )
+
+    def _leave_whole(self, first: int) -> Whole:
+        chunk = self.chunks.pop(first)
+        self._firsts.remove(first)
+        self._unopened.remove(first)
+        if not self._unopened:
+            self.head.follow.clear()
+        self.count -= chunk.count
+        self.size_bytes -= chunk.size_bytes
+        self.changed.add(first)
+        return Whole(first, chunk.count)
 
     def _queue(self, record: Waiting) -> None:
         if self.policy.ordering == "key":

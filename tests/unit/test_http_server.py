@@ -71,6 +71,7 @@ def test_requests_are_written_down_as_they_came(server: RemoteServer) -> None:
         200,
         "answered",
     )
+    assert first.headers["idempotency-key"] == "k1"
     assert before <= first.at_s <= second.at_s <= time.time()
     assert (second.number, second.key, second.body) == (1, "", "")
     assert server.requests(since=1) == [second]
@@ -119,6 +120,7 @@ def test_an_answer_may_be_late_and_tell_when_to_come_back(server: RemoteServer) 
     connection.request("GET", "/")  # on the same connection
     assert connection.getresponse().status == 503
     connection.close()
+    assert server.counts()["connections_made"] == 1
 
 
 def test_a_hanging_request_is_never_answered(server: RemoteServer) -> None:

@@ -95,7 +95,7 @@ def test_what_the_target_asks_for_counts_where_it_is_longer() -> None:
         ({"base_ms": 0}, "base_ms = 0: must be above 0"),
         ({"base_ms": 10, "cap_ms": 9}, "not above cap_ms = 9"),
         ({"factor": 0.5}, "factor = 0.5: must be 1 or more"),
-        ({"jitter": 1.0}, "jitter = 1.0: must be 0 or more, and below 1"),
+        ({"jitter": 1.1}, "jitter = 1.1: must be from 0 to 1"),
         ({"budget_ms": -1}, "budget_ms = -1"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ from operators.rules.lane import (
     LanePolicy,
     Left,
     Waiting,
+    Want,
+    Whole,
 )
 
 NOW_MS = 1_700_000_000_000
@@ -57,7 +60,7 @@ def begin(found: Lane, now_ms: int) -> list[int]:
     return begun
 
 
-def end(found: Lane, number: int, failure: Failure | None, now_ms: int) -> list[Left]:
+def end(found: Lane, number: int, failure: Failure | None, now_ms: int) -> list[Left | Whole]:
     return found.end(number, [failure], now_ms)
 
 
@@ -76,8 +79,8 @@ def crashed(found: Lane) -> Lane:
     return Lane(found.policy, head, chunks)
 
 
-def ways(left: list[Left]) -> list[tuple[int, str]]:
-    return [(record.number, disposition) for record, disposition, _ in left]
+def ways(left: Sequence[Left | Whole]) -> list[tuple[int, str]]:
+    return [(each.record.number, each.disposition) for each in left if isinstance(each, Left)]
 
 
 # --- calls and retries
@@ -109,7 +112,9 @@ def test_when_the_attempts_are_used_up_it_is_a_dead_letter_with_its_history() ->
         assert end(found, 0, BUSY, at_ms) == []
         at_ms += wait_ms
     begin(found, at_ms)
-    ((gone, disposition, _),) = end(found, 0, BUSY, at_ms)
+    (left,) = end(found, 0, BUSY, at_ms)
+    assert isinstance(left, Left)
+    gone, disposition, _ = left
     assert (disposition, gone.attempts, gone.first_failure_ms) == ("exhausted", 3, NOW_MS)
     assert [each.at_ms - NOW_MS for each in gone.history] == [0, 1_000, 3_000]
     assert gone.history[0].error_type == "http_503"
@@ -195,6 +200,72 @@ def test_a_call_of_which_one_record_is_taken_has_been_answered() -> None:
     found.begin(NOW_MS)
     found.end(0, [BUSY, None, BUSY], NOW_MS)
     assert found.breaker.state == "closed"
+
+
+def with_chunks(*chunks: str, **policy: Any) -> Lane:
+    policy = {"retry": RETRY, "breaker": CALM, "batch": 4, "keeps_order": True, **policy}
+    found = Lane(LanePolicy(**policy))
+    for keys in chunks:
+        found.accept([1] * len(keys), NOW_MS, NOW_MS)
+    return found
+
+
+def looks(*chunks: str) -> Any:
+    """What a shell has at hand of chunks of such keys."""
+    at, first = {}, 0
+    for keys in chunks:
+        at[first] = list(keys)
+        first += len(keys)
+    return at.__getitem__, lambda first: (at[first], [1] * len(at[first]))
+
+
+def test_a_chunk_whose_records_need_not_be_told_apart_is_called_with_as_it_came() -> None:
+    found = with_chunks("aba", "c")
+    keys, look = looks("aba", "c")
+    call = found.begin(NOW_MS, lambda _: True, keys)
+    assert call
+    assert (call.chunk, call.size, call.records) == (0, 3, [])
+    # The next one would overtake it.
+    assert found.begin(NOW_MS, lambda _: True, keys) is None
+    assert found.end(0, [None] * 3, NOW_MS, look) == [Whole(0, 3)]
+    assert (found.count, found.size_bytes, [*found.chunks]) == (1, 1, [3])
+
+
+def test_without_order_chunks_are_called_with_beside_each_other() -> None:
+    found = with_chunks("aba", "c", ordering="none")
+    keys, _ = looks("aba", "c")
+    calls = [found.begin(NOW_MS, lambda _: True, keys) for _ in range(3)]
+    assert [call.chunk if call else None for call in calls] == [0, 3, None]
+
+
+def test_a_chunk_is_looked_into_when_one_of_its_records_has_failed() -> None:
+    found = with_chunks("abc")
+    keys, look = looks("abc")
+    found.begin(NOW_MS, lambda _: True, keys)
+    assert ways(found.end(0, [None, BUSY, None], NOW_MS, look)) == [
+        (0, "delivered"),
+        (2, "delivered"),
+    ]
+    assert here(found) == [1]
+    assert record(found, 1).attempts == 1
+
+
+@pytest.mark.parametrize("keeps_order", [True, False])
+def test_a_chunk_with_a_key_that_waits_is_looked_into_first(keeps_order: bool) -> None:
+    found = with_chunks("ab", "ca", "cc", keeps_order=keeps_order)
+    keys, look = looks("ab", "ca", "cc")
+    found.begin(NOW_MS, lambda _: True, keys)
+    found.end(0, [BUSY, None], NOW_MS, look)
+    assert found.begin(NOW_MS, lambda _: True, keys) is None
+    assert found.wanted(NOW_MS) == (2, True)
+    found.open(2, *look(2))
+    call = found.begin(NOW_MS, lambda _: True, keys)
+    assert call
+    assert [each.number for each in call.records] == [2]
+    # Also one with a key twice, for a target that does not keep the order.
+    found.end(2, [None], NOW_MS)
+    call = found.begin(NOW_MS, lambda _: True, keys)
+    assert (call.chunk if call else None) == (4 if keeps_order else None)
 
 
 # --- order
@@ -341,13 +412,13 @@ def test_a_chunk_is_looked_at_only_when_there_is_room_to_call() -> None:
     many = found.policy.window
     for _ in range(3):
         found.accept([1] * many, NOW_MS, NOW_MS)
-    assert found.wanted(NOW_MS) == 0
+    assert found.wanted(NOW_MS) == (0, True)
     assert found.next_ms() is not None
     found.open(0, [str(i) for i in range(many)], [1] * many)
     assert found.wanted(NOW_MS) is None
     for number in begin(found, NOW_MS):
         end(found, number, None, NOW_MS)
-    assert found.wanted(NOW_MS) == many
+    assert found.wanted(NOW_MS) == (many, True)
 
 
 def test_while_the_breaker_is_open_one_record_is_kept_at_hand_to_probe_with() -> None:
@@ -358,7 +429,7 @@ def test_while_the_breaker_is_open_one_record_is_kept_at_hand_to_probe_with() ->
     found.open(0, ["a"], [1])
     begin(found, NOW_MS)
     end(found, 0, BUSY, NOW_MS)
-    assert found.wanted(NOW_MS + 1) == 1
+    assert found.wanted(NOW_MS + 1) == (1, True)
     found.open(1, ["b"], [1])
     assert found.wanted(NOW_MS + 1) is None
 
@@ -366,7 +437,7 @@ def test_while_the_breaker_is_open_one_record_is_kept_at_hand_to_probe_with() ->
 def test_what_is_due_and_not_at_hand_is_wanted_and_called_with_when_it_is() -> None:
     found = crashed(lane("a", "b"))
     assert found.begin(NOW_MS, lambda first: False) is None
-    assert found.wanted(NOW_MS) == 0
+    assert found.wanted(NOW_MS) == (0, False)
     found.loaded(0)
     assert begin(found, NOW_MS) == [0, 1]
 
@@ -377,22 +448,37 @@ def test_an_old_chunk_is_looked_at_even_if_there_is_no_room_to_call() -> None:
     begin(found, NOW_MS)
     end(found, 0, BUSY, NOW_MS)
     assert found.wanted(NOW_MS) is None
-    assert found.wanted(NOW_MS + 5_000) == 2
+    assert found.wanted(NOW_MS + 5_000) == (2, True)
     assert found.next_ms() == NOW_MS + 5_000
 
 
-def test_the_watermark_waits_for_young_records_that_have_not_failed() -> None:
-    found = Lane(LanePolicy(RETRY, CALM, hold_ms=1_000))
+def test_the_watermark_waits_for_first_calls_and_not_for_retries() -> None:
+    found = Lane(LanePolicy(RETRY, CALM))
+    found.accept([1, 1], NOW_MS - 50, NOW_MS)
+    found.accept([1], NOW_MS - 40, NOW_MS)
+    assert found.held_ms(NOW_MS + 10**9) == NOW_MS - 50
+    found.open(0, ["a", "a"], [1, 1])
+    found.open(2, ["b"], [1])
+    begin(found, NOW_MS)
+    assert found.held_ms(NOW_MS) == NOW_MS - 50
+    end(found, 0, BUSY, NOW_MS)
+    assert found.held_ms(NOW_MS) == NOW_MS - 40
+    end(found, 2, None, NOW_MS)
+    assert found.held_ms(NOW_MS) is None
+
+
+def test_behind_an_open_breaker_it_waits_no_longer_than_it_is_told() -> None:
+    found = Lane(LanePolicy(RETRY, BreakerPolicy(consecutive=1), hold_ms=1_000))
     found.accept([1], NOW_MS - 50, NOW_MS)
-    found.accept([1], NOW_MS - 90, NOW_MS + 500)
-    assert found.held_ms(NOW_MS) == NOW_MS - 90
-    assert found.held_ms(NOW_MS + 1_000) == NOW_MS - 90
-    assert found.held_ms(NOW_MS + 1_500) is None
+    found.accept([1], NOW_MS - 40, NOW_MS + 500)
     found.open(0, ["a"], [1])
-    found.open(1, ["b"], [1])
-    begin(found, NOW_MS + 500)
-    end(found, 1, BUSY, NOW_MS + 500)
-    assert found.held_ms(NOW_MS + 500) == NOW_MS - 50
+    begin(found, NOW_MS)
+    assert found.hold_ends_ms(NOW_MS) is None
+    end(found, 0, BUSY, NOW_MS)
+    assert found.hold_ends_ms(NOW_MS) == NOW_MS + 1_000
+    assert found.held_ms(NOW_MS + 1_499) == NOW_MS - 40
+    assert found.hold_ends_ms(NOW_MS + 1_499) == NOW_MS + 1_500
+    assert found.held_ms(NOW_MS + 1_500) is None
 
 
 # --- after a crash
@@ -456,6 +542,8 @@ class AgainstAModel(RuleBasedStateMachine):
         self.lane = Lane(self.policy)
         self.now_ms = NOW_MS
         self.here: dict[int, str] = {}
+        self.keys: dict[int, str] = {}
+        self.counts: dict[int, int] = {}
         self.sizes: dict[int, int] = {}
         self.at_hand: set[int] = set()
         self.out: dict[int, int] = {}
@@ -468,49 +556,61 @@ class AgainstAModel(RuleBasedStateMachine):
         assert len(self.here) + fits <= self.policy.max_records
         if fits:
             chunk = self.lane.accept([size] * fits, self.now_ms, self.now_ms)
+            self.counts[chunk.first] = fits
             self.here.update(enumerate(keys[:fits], chunk.first))
+            self.keys.update(enumerate(keys[:fits], chunk.first))
             self.sizes.update(dict.fromkeys(range(chunk.first, chunk.first + fits), size))
 
     @rule()
     def look(self) -> None:
         """As the shell does: what is wanted is opened or loaded."""
         for _ in range(20):
-            first = self.lane.wanted(self.now_ms)
-            if first is None:
+            want = self.lane.wanted(self.now_ms, self.at_hand.__contains__)
+            if want is None:
                 return
-            self._bring(self.lane, first, self._leave)
+            self._bring(self.lane, want, self._leave)
         pytest.fail("something is wanted for ever")
 
-    def _bring(self, lane: Lane, first: int, leave: Any) -> None:
-        self.at_hand.add(first)
-        chunk = lane.chunks[first]
-        if chunk.records is None:
-            numbers = range(first, first + chunk.count)
-            keys = [self.here[number] for number in numbers]
-            followers = lane.open(first, keys, [self.sizes[number] for number in numbers])
+    def _bring(self, lane: Lane, want: Want, leave: Any) -> None:
+        self.at_hand.add(want.chunk)
+        if want.to_open:
+            followers = lane.open(want.chunk, *self._look_into(want.chunk))
             assert self.policy.after_dead_letter == "follow" or not followers
             leave(followers)
         else:
-            lane.loaded(first)
+            lane.loaded(want.chunk)
+
+    def _look_into(self, first: int) -> tuple[list[str], list[int]]:
+        assert first in self.at_hand
+        numbers = range(first, first + self.counts[first])
+        return [self.keys[n] for n in numbers], [self.sizes[n] for n in numbers]
 
     @rule()
     def begin(self) -> None:
-        while call := self.lane.begin(self.now_ms, self.at_hand.__contains__):
+        has, keys = self.at_hand.__contains__, None
+        if self.policy.batch > 1:
+            keys = lambda first: self._look_into(first)[0]  # noqa: E731
+        while call := self.lane.begin(self.now_ms, has, keys):
             assert self.lane.breaker.state != "open"
-            assert len(call.records) <= self.policy.batch
-            for record in call.records:
-                number = record.number
-                assert self.here[number] == record.key
+            numbers = [record.number for record in call.records]
+            if call.chunk is not None:
+                assert not numbers
+                assert self.lane.breaker.state == "closed"
+                numbers = [*range(call.chunk, call.chunk + call.size)]
+            assert len(numbers) == call.size <= self.policy.batch
+            assert all(record.due_ms <= self.now_ms for record in call.records)
+            assert all(self.here[record.number] == record.key for record in call.records)
+            for number in numbers:
                 assert number not in self.out
-                assert record.due_ms <= self.now_ms
                 assert self.lane.chunk_of(number).first in self.at_hand
-                before = [n for n, key in self.here.items() if key == record.key and n < number]
+                key = self.here[number]
+                before = [n for n, other in self.here.items() if other == key and n < number]
                 if self.policy.ordering == "key" and self.policy.keeps_order:
                     assert all(self.out.get(n) == call.number for n in before), "not in its order"
                 elif self.policy.ordering == "key":
                     assert not before, "not in its order"
                 self.out[number] = call.number
-            self.calls[call.number] = [record.number for record in call.records]
+            self.calls[call.number] = numbers
 
     @precondition(lambda self: self.calls)
     @rule(which=st.integers(0, 100), data=st.data())
@@ -525,7 +625,15 @@ class AgainstAModel(RuleBasedStateMachine):
                 failures[each] = UNTRIED
             else:
                 failures[each] = data.draw(st.sampled_from([None, None, BUSY, BUSY, BAD, DENIED]))
-        left = self.lane.end(number, [*failures.values()], self.now_ms)
+        left: list[Left] = []
+        for each_left in self.lane.end(number, [*failures.values()], self.now_ms, self._look_into):
+            if isinstance(each_left, Whole):
+                assert called == [*range(each_left.chunk, each_left.chunk + each_left.size)]
+                assert not any(failures.values())
+                for each in called:
+                    del self.here[each]
+                return
+            left.append(each_left)
         found = dict(ways(left))
         for each, failure in failures.items():
             self.counted[each] += failure is BUSY
@@ -561,7 +669,12 @@ class AgainstAModel(RuleBasedStateMachine):
     @rule()
     def put_away(self) -> None:
         """The shell lets go of events that nobody is being called with."""
-        self.at_hand = {self.lane.chunk_of(number).first for number in self.out}
+        self.at_hand = {
+            first
+            for first in self.at_hand & self.lane.chunks.keys()
+            if not self.lane.is_resting(first, self.now_ms)
+        }
+        assert {self.lane.chunk_of(number).first for number in self.out} <= self.at_hand
 
     @rule()
     def end_of_input(self) -> None:
@@ -598,13 +711,16 @@ class AgainstAModel(RuleBasedStateMachine):
             return
         trial, at_ms, at_hand = copy.deepcopy(self.lane), self.now_ms, set(self.at_hand)
         followed: list[Left] = []
+        has, keys = self.at_hand.__contains__, None
+        if self.policy.batch > 1:
+            keys = lambda first: self._look_into(first)[0]  # noqa: E731
         for _ in range(30):
-            first = trial.wanted(at_ms)
-            if first is not None:
-                self._bring(trial, first, followed.extend)
-            elif followed or trial.begin(at_ms, self.at_hand.__contains__) or trial.expire(at_ms):
+            want = trial.wanted(at_ms, has)
+            if want is not None:
+                self._bring(trial, want, followed.extend)
+            elif followed or trial.begin(at_ms, has, keys) or trial.expire(at_ms):
                 break
-            elif trial.wanted(at_ms) is None:
+            elif trial.wanted(at_ms, has) is None:
                 next_ms = trial.next_ms()
                 assert next_ms is not None, "it would sleep for ever"
                 at_ms = max(at_ms, next_ms)
