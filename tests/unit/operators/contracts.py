@@ -1,7 +1,7 @@
 """Contracts that break what is behind msgspec's back: only a user's own code can."""
 
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -84,3 +84,13 @@ REWRITTEN = (
     *("infinite ratio", "number in a text", "bytes in a text", "lone surrogate", "null key"),
     *("null time", "text in a time", "early time", "future time", "text in a flag", "null flag"),
 )
+
+
+class OnlyViews(msgspec.Struct):
+    """The reference contract, but only views are taken."""
+
+    user_id: str
+    product_id: str
+    action: Literal["view"]
+    price: float
+    timestamp: datetime
