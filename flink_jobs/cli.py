@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from flink_jobs import check as checks
-from flink_jobs import cluster_cli, generate_cli, ledger_cli
+from flink_jobs import cluster_cli, deliver_cli, generate_cli, ledger_cli
 from flink_jobs.commands import INPUT_OUTPUT, Commands, ManyInputs, say
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
 
@@ -222,6 +222,7 @@ def _show_checks(results: list[checks.Check]) -> None:
 
 
 ledger_cli.register(app)
+deliver_cli.register(app)
 cluster_cli.register(app)
 
 

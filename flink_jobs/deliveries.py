@@ -10,25 +10,28 @@ from typing import Final
 
 from flink_jobs.setting_tables import Settings
 from operators.delivery import DeliveryRules
+from operators.fallback import UNDELIVERED, refuse_contract
 from operators.rules.failure import FailureTable
-from operators.rules.lane import LanePolicy
+from operators.rules.lane import Disposition, LanePolicy
 from udfs.function_target import FunctionTarget, load_function
 from udfs.http_target import HttpSettings, HttpTarget
+from udfs.no_target import NoTarget
 from udfs.postgres_target import PostgresSettings, PostgresTarget
 from udfs.targets import Target, TargetError
 
 _OWN_TIMEOUT_MS: Final = 1_000
+_NO_BOUND: Final = 2**62
 
 
 def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryRules | None:
-    """What delivery goes by; None if events are delivered to nothing.
+    """What delivery goes by; None if events are delivered to nothing, and all of them count.
 
     Args:
         settings: all of them.
         max_envelope_bytes: what the place of the envelopes takes; 0 for files.
     """
-    delivery = settings.delivery
-    if not delivery.target:
+    delivery, deduplicate = settings.delivery, settings.deduplicate
+    if not delivery.target and not deduplicate.enabled:
         return None
     make_target = target_factory(settings)
     target = make_target()
@@ -36,19 +39,7 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
     return DeliveryRules(
         target=make_target,
         lanes=delivery.lanes,
-        policy=LanePolicy(
-            retry=settings.retry.policy(),
-            breaker=settings.breaker.policy(),
-            ordering=delivery.ordering,
-            after_dead_letter=delivery.after_dead_letter,
-            calls=delivery.calls_per_lane,
-            batch=target.max_batch,
-            keeps_order=target.keeps_order,
-            max_records=delivery.max_records,
-            max_bytes=delivery.max_bytes,
-            max_age_ms=delivery.max_age_ms,
-            hold_ms=delivery.watermark_hold_ms,
-        ),
+        policy=_lane_policy(settings, target),
         failures=failure_table(settings),
         contract=settings.contract.load(),
         # Those that come with Breakwater keep to it themselves, and say more when it is over.
@@ -60,6 +51,42 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
         max_record_bytes=settings.source.max_record_bytes,
         code_version=version("breakwater"),
         max_envelope_bytes=max_envelope_bytes,
+        duplicates_ttl_ms=deduplicate.ttl_ms if deduplicate.enabled else 0,
+        to_fallback=to_fallback(settings),
+    )
+
+
+def to_fallback(settings: Settings) -> frozenset[Disposition]:
+    """What goes to the fallback store; a `FallbackError` says why nothing can."""
+    if not settings.delivery.has_fallback:
+        return frozenset()
+    refuse_contract(settings.contract.load())
+    overflows = settings.delivery.overflow == "fallback"
+    return UNDELIVERED | {"overflow"} if overflows else UNDELIVERED
+
+
+def _lane_policy(settings: Settings, target: Target) -> LanePolicy:
+    delivery = settings.delivery
+    if not delivery.target:
+        # What is taken at once needs no retry and no breaker, and must not run out of room.
+        return LanePolicy(
+            batch=target.max_batch,
+            keeps_order=target.keeps_order,
+            max_records=_NO_BOUND,
+            max_bytes=_NO_BOUND,
+        )
+    return LanePolicy(
+        retry=settings.retry.policy(),
+        breaker=settings.breaker.policy(),
+        ordering=delivery.ordering,
+        after_dead_letter=delivery.after_dead_letter,
+        calls=delivery.calls_per_lane,
+        batch=target.max_batch,
+        keeps_order=target.keeps_order,
+        max_records=delivery.max_records,
+        max_bytes=delivery.max_bytes,
+        max_age_ms=delivery.max_age_ms,
+        hold_ms=delivery.watermark_hold_ms,
     )
 
 
@@ -74,6 +101,8 @@ def target_factory(settings: Settings) -> Callable[[], Target]:
     It travels to the workers. What it makes raises a `TargetError` if the settings are wrong.
     """
     delivery = settings.delivery
+    if not delivery.target:
+        return NoTarget
     if delivery.target == "http":
         return partial(_http_target, settings)
     if delivery.target == "postgres":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from flink_jobs.setting_types import DAY_MS, MIB, Table, Whole
 from operators.rules.backoff import RetryPolicy
@@ -75,6 +76,42 @@ class DeliverySettings(Table):
         ge=0,
         le=DAY_MS,
         description="behind a breaker that is open the watermark waits for an event for so long",
+    )
+    fallback: Literal["dead_letters", "file"] = Field(
+        default="dead_letters",
+        description='where an event goes that is not delivered in its time: "dead_letters", or '
+        '"file" for the fallback store, from which breakwater deliver sends it later',
+    )
+    overflow: Literal["dead_letters", "fallback"] = Field(
+        default="dead_letters",
+        description='where one goes that its lane has no room for: "dead_letters" or "fallback"',
+    )
+
+    @field_validator("overflow")
+    @classmethod
+    def _needs_the_store(cls, value: str, info: ValidationInfo) -> str:
+        if value == "fallback" and info.data.get("fallback", "file") != "file":
+            raise PydanticCustomError("no_fallback", 'needs delivery.fallback = "file"')
+        return value
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether there is a fallback store."""
+        return bool(self.target) and self.fallback == "file"
+
+
+class DeduplicateSettings(Table):
+    """Whether an event that comes again is left out."""
+
+    enabled: bool = Field(
+        default=False,
+        description="an event that comes again (contract.identity) is counted, and left out",
+    )
+    ttl_ms: Whole = Field(
+        default=DAY_MS,
+        ge=1000,
+        le=30 * DAY_MS,
+        description="for so long after the first one, by the clock of the machine",
     )
 
 

@@ -253,6 +253,7 @@ class Read:
             quarantined=self.kinds.get("quarantine", {}),
             windowed=self.numbers["windowed"],
             late=self.numbers["late_events"],
+            fallback=self.numbers["fallback"],
         )
 
     def print_samples(self, console: Console) -> None:

@@ -196,6 +196,8 @@ def output_topics(settings: Settings) -> dict[str, list[str]]:
     reasons = {EMPTY_MESSAGE, OVERSIZED, NULL_BYTES, INVALID_JSON, UNREADABLE}
     reasons |= {pattern.reason for pattern in poison.patterns} | poison.violations
     templates = settings.sink.topics()
+    if not settings.delivery.has_fallback:
+        del templates["fallback"]
     return {
         **{output: [template] for output, template in templates.items()},
         "dead_letters": sorted(

@@ -180,14 +180,17 @@ def _by_partition(audit: Audit) -> Table:
 def _table(what: str, more: list[str], rows: Iterable[tuple[str, list[str], Counts]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(what, no_wrap=True)
-    names = ("received", "processed", "dead", "quarantined", "windowed", "late")
+    rows = list(rows)
+    fallback = ["fallback"] if any(counts.fallback for _, _, counts in rows) else []
+    names = ["received", "processed", "dead", "quarantined", *fallback, "windowed", "late"]
     for name in (*names, *more):
         table.add_column(name, justify="right", no_wrap=True)
     for name, offsets, counts in rows:
         dead, quarantined = sum(counts.dead_lettered.values()), sum(counts.quarantined.values())
-        numbers = (counts.received, counts.processed, dead, quarantined)
-        windows = (counts.windowed, counts.late)
-        table.add_row(name, *(f"{number:,}" for number in numbers + windows), *offsets)
+        numbers = [counts.received, counts.processed, dead, quarantined]
+        numbers += [counts.fallback] if fallback else []
+        numbers += [counts.windowed, counts.late]
+        table.add_row(name, *(f"{number:,}" for number in numbers), *offsets)
     return table
 
 

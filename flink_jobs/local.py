@@ -73,7 +73,7 @@ def run_local(
         if mode == "resume":
             plan = _plan_to_resume(settings, plan, inputs, folder)
             if folder.ledger_json.is_file():
-                return _print(Report.read(folder.ledger_json), folder, json_output)
+                return _print(settings, Report.read(folder.ledger_json), folder, json_output)
         else:
             folder.settings.write_bytes(_fixed_settings(settings))
             save_plan(plan, folder.plan)
@@ -89,7 +89,7 @@ def run_local(
         if report.balanced:
             folder.clean_up()
         report.write(folder.ledger_json)
-        return _print(report, folder, json_output)
+        return _print(settings, report, folder, json_output)
 
 
 def _all_committed(folder: OutputFolder, plan: ReadPlan) -> bool:
@@ -145,15 +145,25 @@ def _fixed_settings(settings: Settings) -> bytes:
     """What a checkpoint's state was made with: a resumed run must have the same."""
     tables = {name: getattr(settings, name).model_dump(mode="json") for name in _FIXED}
     tables["contract"]["version"] = settings.contract.load().version
+    # Its time to live may change.
+    tables["deduplicate"] = {"enabled": settings.deduplicate.enabled}
+    # By lane is what delivery and deduplication keep.
+    tables["delivery"] = {"fallback": _fallback(settings), "lanes": settings.delivery.lanes}
     tables["ledger"] = {"rows": ROWS_VERSION}
     return msgspec.json.encode(tables)
 
 
-def _print(report: Report, folder: OutputFolder, json_output: bool) -> int:
+def _fallback(settings: Settings) -> str:
+    """Where events go that are not delivered: the sink of the store has state."""
+    return "file" if settings.delivery.has_fallback else "dead_letters"
+
+
+def _print(settings: Settings, report: Report, folder: OutputFolder, json_output: bool) -> int:
     if json_output:
         sys.stdout.write(folder.ledger_json.read_text())
     else:
-        report.print_table(Console(), folder.root)
+        has_fallback = settings.delivery.has_fallback
+        report.print_table(Console(), folder.root, has_fallback=has_fallback)
     return 0 if report.balanced else FAILED
 
 
@@ -206,6 +216,10 @@ def local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> d
     options = {
         "execution.checkpointing.dir": flink_path(folder.checkpoints),
         "io.tmp.dirs": str(tmp),
+        # Flink puts RocksDB's own logs beside its log, each named by the whole path of its data.
+        # For state that is parted anew (another parallelism) such a name is too long for a file.
+        # With a path that is too long from the first, it leaves them with the data.
+        "state.backend.rocksdb.localdir": str(tmp / f"rocksdb{'-' * 200}"),
         "rest.address": "127.0.0.1",
         "rest.bind-address": "127.0.0.1",
         # How often the counts of the progress line come.

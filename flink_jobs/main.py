@@ -36,6 +36,7 @@ from operators.bridge import (
     LINE,
     books,
     by_lane,
+    dedup,
     from_lanes,
     gate,
     lane_keys,
@@ -48,6 +49,7 @@ from operators.bridge import (
 )
 from operators.delivery import DELIVERED, Delivery, DeliveryRules
 from operators.events import partials_schema
+from operators.fallback import FALLBACK_TAG
 from operators.file_source import FileSource
 from operators.intake import Intake, IntakeRules
 from operators.lanes import LANED, LANED_VALUE
@@ -195,7 +197,7 @@ def define_workflow(
     Args:
         env: where it runs.
         source: the records.
-        sinks: processed_events, user_windows, late_events and ledger.
+        sinks: processed_events, user_windows, late_events, fallback and ledger.
         error_sinks: dead_letters and quarantine.
         rules: what intake decides by.
         windows: their size, the watermark's delay, the idle timeout.
@@ -206,7 +208,8 @@ def define_workflow(
 
     # Each record gets its verdict. Files are read there too, in the same Python process.
     lanes = lane_keys(delivery.lanes) if delivery else ()
-    intake = Intake(rules, source.reader(), lanes)
+    duplicates_ttl_ms = delivery.duplicates_ttl_ms if delivery else 0
+    intake = Intake(rules, source.reader(), lanes, deduplicates=bool(duplicates_ttl_ms))
     judged = source.elements(env).process(intake, LANED if delivery else ACCEPTED)
     judged.uid("intake").name("intake").set_parallelism(source.parallelism)
 
@@ -225,13 +228,20 @@ def define_workflow(
     )
 
     # Each event is delivered before it counts as processed; the watermark does not wait for long.
+    # One that has come before is left out.
     accepted, turned_away, at_gate = marked, [judged], at_marks
     if delivery:
         at_gate = env.get_parallelism()
-        delivered = by_lane(marked, LANED_VALUE).process(Delivery(delivery), DELIVERED)
+        laned = by_lane(marked, LANED_VALUE)
+        if duplicates_ttl_ms:
+            laned = dedup(laned, LANED_VALUE, uid="dedup", ttl_ms=duplicates_ttl_ms)
+        delivered = laned.process(Delivery(delivery), DELIVERED)
         delivered.uid("delivery").name("delivery").set_max_parallelism(LANE_GROUPS)
         accepted = from_lanes(delivered, uid="lanes", parallelism=at_gate)
         turned_away.append(delivered)
+        # What could not be delivered in its time is kept, to be sent later.
+        if delivery.to_fallback:
+            sinks.add("fallback", side_output(delivered, FALLBACK_TAG), LINE)
     sinks.add("processed_events", accepted, LINE)
 
     # What is turned away goes to its folder, in its envelope.

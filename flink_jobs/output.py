@@ -26,6 +26,7 @@ OUTPUTS: Final = (
     "late_events",
     "dead_letters",
     "quarantine",
+    "fallback",
     "ledger",
 )
 TMP_PREFIX: Final = "breakwater-"

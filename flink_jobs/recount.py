@@ -38,6 +38,7 @@ def recount(folder: OutputFolder) -> Counts:
         quarantined=quarantined,
         windowed=_windowed(folder.parts("user_windows")),
         late=count_lines(folder.parts("late_events")),
+        fallback=count_lines(folder.parts("fallback")),
     )
 
 

@@ -63,12 +63,15 @@ class Report:
         """Read ledger.json back."""
         stored = msgspec.json.decode(path.read_bytes())
         names = [field.name for field in fields(Counts)]
-        counts = Counts(**{name: stored[name] for name in names})
+        # One that an older version has written lacks what that did not know.
+        counts = Counts(**{name: stored[name] for name in names if name in stored})
         return cls(counts, stored["problems"], stored["wall_time_s"], stored["records_per_s"])
 
-    def print_table(self, console: Console, output: Path | str) -> None:
+    def print_table(
+        self, console: Console, output: Path | str, *, has_fallback: bool = False
+    ) -> None:
         """The ledger as a table, and where the output is."""
-        console.print(ledger_table(self.counts))
+        console.print(ledger_table(self.counts, has_fallback=has_fallback))
         rate = f"{self.records_per_s:,.0f} records/s"
         console.print(f"{self.wall_s:.1f} s, {rate}, start-up included")
         if self.balanced:
@@ -88,6 +91,7 @@ def counts_dict(counts: Counts) -> dict[str, Any]:
         "pending": counts.pending,
         "windowed": counts.windowed,
         "late": counts.late,
+        "fallback": counts.fallback,
     }
 
 
@@ -98,14 +102,21 @@ def print_problems(console: Console, problems: list[str]) -> None:
         say(console, problem)
 
 
-def ledger_table(counts: Counts) -> Table:
-    """The books as a person reads them."""
+def ledger_table(counts: Counts, *, has_fallback: bool = False) -> Table:
+    """The books as a person reads them.
+
+    Args:
+        counts: the books.
+        has_fallback: whether there is a fallback store, whose line is shown even at 0.
+    """
     table = Table("ledger", "", "records", title=None)
     table.columns[2].justify = "right"
     table.add_row("received", "", f"{counts.received:,}", end_section=True)
     table.add_row("processed", "", f"{counts.processed:,}")
     _add_all(table, "dead-lettered", counts.dead_lettered)
     _add_all(table, "quarantined", counts.quarantined)
+    if counts.fallback or has_fallback:
+        table.add_row("fallback", "", f"{counts.fallback:,}")
     table.add_row("duplicate", "", f"{counts.duplicate:,}")
     table.add_row("pending", "", f"{counts.pending:,}", end_section=True)
     table.add_row("of processed", "windowed", f"{counts.windowed:,}")

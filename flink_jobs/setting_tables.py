@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from flink_jobs.delivery_settings import (
     BreakerSettings,
+    DeduplicateSettings,
     DeliverySettings,
     FailureSettings,
     HttpTargetSettings,
@@ -86,10 +87,15 @@ class ContractSettings(Table):
     value: str = Field(
         default="price", description='the field that windows add up; "" only counts events'
     )
+    identity: str = Field(
+        default="",
+        description='the field that tells events of a key apart, also for targets; "" is the '
+        "checksum of the payload",
+    )
 
     def load(self) -> Contract:
         """Import the contract and check it; a `ContractError` says what is wrong with it."""
-        return load_contract(self.type, self.key, self.event_time, self.value)
+        return load_contract(self.type, self.key, self.event_time, self.value, self.identity)
 
 
 class WindowSettings(Table):
@@ -222,6 +228,9 @@ class SinkSettings(Table):
     quarantine_topic: str = Field(
         default="quarantine-{reason}", description="topics of the quarantine, one a reason"
     )
+    fallback_topic: str = Field(
+        default="fallback", description="topic of the fallback store, where there is one"
+    )
     ledger_topic: str = Field(default="ledger", description="topic of the counts")
     create_topics: bool = Field(
         default=True,
@@ -264,6 +273,7 @@ class Settings(BaseSettings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     sink: SinkSettings = SinkSettings()
     kafka: KafkaSettings = KafkaSettings()
+    deduplicate: DeduplicateSettings = DeduplicateSettings()
     delivery: DeliverySettings = DeliverySettings()
     http: HttpTargetSettings = HttpTargetSettings()
     postgres: PostgresTargetSettings = PostgresTargetSettings()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 from pydantic_settings import SettingsError as SourceError
 
-from flink_jobs.deliveries import failure_table, target_factory
+from flink_jobs.deliveries import failure_table, target_factory, to_fallback
 from flink_jobs.setting_faults import (
     Layer,
     SettingsError,
@@ -34,6 +34,7 @@ from flink_jobs.setting_tables import (
     settings_table,
 )
 from flink_jobs.setting_types import flat_options
+from operators.fallback import FallbackError
 from operators.rules.backoff import RetryError
 from operators.rules.breaker import BreakerError
 from operators.rules.contract import ContractError
@@ -117,11 +118,12 @@ def _check_delivery(settings: Settings, layers: tuple[Layer, ...]) -> None:
         ("breaker", settings.breaker.policy),
         ("failures", lambda: failure_table(settings)),
         ("delivery", target_factory(settings) if settings.delivery.target else object),
+        ("delivery", lambda: to_fallback(settings)),
     )
     for table, check in tables:
         try:
             check()
-        except (RetryError, BreakerError, FailureError, TargetError) as error:
+        except (RetryError, BreakerError, FailureError, TargetError, FallbackError) as error:
             raise SettingsError(f"{where(table, layers)}: {error}") from None
 
 

@@ -176,6 +176,33 @@ def by_lane(stream: DataStream, value: RowTypeInfo) -> KeyedStream:
     return KeyedStream(stream._j_data_stream.keyBy(jvm.KeyByKeySelector(), key), value, stream)
 
 
+def dedup(stream: KeyedStream, value: RowTypeInfo, *, uid: str, ttl_ms: int) -> KeyedStream:
+    """Which events have come before (Dedup.java).
+
+    Args:
+        stream: rows of `lanes.LANED`, by lane; their events' digests are behind them.
+        value: the type of a row's value.
+        uid: uid and name of the step.
+        ttl_ms: so long after the first one an event is a duplicate.
+
+    Returns:
+        The same rows, with the places of duplicates instead of the digests.
+    """
+    jvm = get_gateway().jvm
+    rows = stream._j_data_stream.getType()
+    step = _add(stream, "Dedup", uid, [ttl_ms], rows)
+    transformation = step._j_data_stream.getTransformation()
+    transformation.setStateKeySelector(jvm.KeyByKeySelector())
+    transformation.setStateKeyType(stream._j_data_stream.getKeyType())
+    transformation.setMaxParallelism(LANE_GROUPS)
+    # By lane they are already: they need not go through the network once more, and stay in the
+    # thread, as the next step has as many subtasks and groups.
+    keyed = jvm.org.apache.flink.streaming.api.datastream.DataStreamUtils.reinterpretAsKeyedStream(
+        step._j_data_stream, jvm.KeyByKeySelector(), stream._j_data_stream.getKeyType()
+    )
+    return KeyedStream(keyed, value, step)
+
+
 def from_lanes(stream: DataStream, *, uid: str, parallelism: int) -> DataStream:
     """What comes out of delivery to accepted events and watermarks (Lanes.java).
 

@@ -20,6 +20,7 @@ from operators.parcels import INVALID_ANSWER, InvalidAnswer, Parcel
 from operators.rules.contract import SCHEMA_ERROR
 from operators.rules.failure import FailureTable, Handling, retry_after_ms
 from operators.rules.lane import Call, Failure, Lane, Left, Whole
+from operators.rules.pace import Pace
 from operators.rules.verdict import bounded_text
 from udfs.targets import Event, NotTried, Outcome, Target
 
@@ -110,6 +111,8 @@ class Courier:
         timeout_ms: int,
         calls: int,
         now_ms: Callable[[], int],
+        pace: Pace | None = None,
+        came_back: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what is called, and how.
 
@@ -119,12 +122,17 @@ class Courier:
             timeout_ms: of a call.
             calls: of all lanes at a time, at most.
             now_ms: the clock.
+            pace: how fast they follow each other; None for as fast as can be.
+            came_back: is called, locked and on the loop, when a call has come back: for whoever
+                cannot wait until the operator comes by. It must not raise.
         """
         self._target = target
         self._failures = failures
         self._timeout_ms = timeout_ms
         self._free = calls
         self._now_ms = now_ms
+        self._pace = pace or Pace()
+        self._came_back = came_back
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="breakwater-courier", daemon=True)
@@ -186,11 +194,12 @@ class Courier:
         with self._changed:
             lane, now_ms = round_.lane, self._now_ms()
             keys = round_.keys if lane.policy.batch > 1 else None
-            while self._free and not round_.stopped:
+            while self._free and not round_.stopped and self._pace.free_ms <= now_ms:
                 call = lane.begin(now_ms, round_.has, keys)
                 if call is None:
                     break
                 self._free -= 1
+                self._pace.take(call.size, now_ms)
                 records = round_.called_with(call)
                 task = self._loop.create_task(self._make(round_, call, records))
                 self._tasks.add(task)
@@ -202,8 +211,8 @@ class Courier:
             if round_.wake:
                 round_.wake.cancel()
                 round_.wake = None
-            if next_ms is not None and next_ms > now_ms:
-                delay_s = (next_ms - now_ms) / 1000
+            if next_ms is not None and (wake_ms := max(next_ms, self._pace.free_ms)) > now_ms:
+                delay_s = (wake_ms - now_ms) / 1000
                 round_.wake = self._loop.call_later(delay_s, self._pump, round_)
 
     async def _make(
@@ -215,6 +224,7 @@ class Courier:
             round_.took_ms = now_ms - call.began_ms
             round_.left += round_.lane.end(call.number, failures, now_ms, round_.look)
             self._free += 1
+            self._came_back()
             held_up, self._held_up = self._held_up, {}
             self._changed.notify_all()
         for each in {**held_up, id(round_): round_}.values():

@@ -11,14 +11,16 @@ from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from pyflink.common import Row, Types
 from pyflink.datastream import KeyedProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapState, MapStateDescriptor, ValueState, ValueStateDescriptor
 
-from operators.batches import pack_progress
+from operators.batches import Ints, pack_progress
 from operators.bridge import BYTES
 from operators.courier import Courier, Round
 from operators.events import EventType
+from operators.fallback import fallback_line, fallback_rows
 from operators.orphan import end_when_orphaned
 from operators.outgoing import Accepted, Rejected
 from operators.parcels import Parcel
@@ -26,7 +28,16 @@ from operators.rules.contract import Contract
 from operators.rules.envelope import Source, Tries, envelope_line
 from operators.rules.failure import FailureTable
 from operators.rules.fitting import fitted
-from operators.rules.lane import Attempt, Chunk, Head, Lane, LanePolicy, Left, Whole
+from operators.rules.lane import (
+    Attempt,
+    Chunk,
+    Disposition,
+    Head,
+    Lane,
+    LanePolicy,
+    Left,
+    Whole,
+)
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import Judge, Rejection
@@ -38,6 +49,10 @@ MINUTE_MS: Final = 60_000
 DELIVERED: Final = Types.ROW_NAMED(
     ["lines", "progress", "times", "partials", "lane", "status"], [*[BYTES] * 4, Types.INT(), BYTES]
 )
+#: Among dead letters by type: a user's exception may be called Duplicate, but has no brackets.
+_PENDING: Final = "(pending)"
+_DUPLICATE: Final = "(duplicate)"
+_FALLBACK: Final = "(fallback)"
 _VERSION: Final = 1
 _END_MS: Final = 2**63 - 1
 #: While calls are out the operator comes by so often.
@@ -65,10 +80,13 @@ class DeliveryRules:
         calls_per_worker: at a time, of all lanes together.
         slow_input_ms: a lane that is almost full holds its input up for so long at most, a batch.
         drain_timeout_ms: so long it goes on at the end of the input.
+        duplicates_ttl_ms: so long an event that comes again is a duplicate; 0 for no deduplication.
         window_ms: length of the windows that events are added up for.
         max_record_bytes: intake's: a record is no longer.
         code_version: version of this code, for the envelope.
         max_envelope_bytes: what the place of the envelopes takes; 0 for files.
+        to_fallback: dispositions whose events go to the fallback store, where there is one; those
+            of all others become dead letters.
     """
 
     target: Callable[[], Target]
@@ -84,6 +102,8 @@ class DeliveryRules:
     max_record_bytes: int
     code_version: str
     max_envelope_bytes: int = 0
+    duplicates_ttl_ms: int = 0
+    to_fallback: frozenset[Disposition] = frozenset()
 
 
 @dataclass
@@ -117,16 +137,17 @@ class _Station:
 class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     """Events to a target, by lane.
 
-    Input: rows of `lanes.LANED`. Output: rows of `DELIVERED`. Side outputs as intake's: dead
-    letters and counts.
+    Input: rows of `lanes.LANED`; those that `bridge.dedup` has found to be duplicates are counted,
+    and that is all. Output: rows of `DELIVERED`. Side outputs as intake's: dead letters and counts;
+    and rows of the fallback store's lines, only where there is one (`DeliveryRules.to_fallback`).
 
-    Guarantee: an event that has come in leaves once: as delivered or as a dead letter. The target
-    is called at least once for it, after a crash again with the same idempotency key. What is not
-    delivered yet is in Flink's keyed state with its attempts, as is the breaker; calls that are out
-    are made again after a restart. No checkpoint, watermark or other lane waits for a call: an
-    element waits `_QUICK_MS` for a target that has been as quick as that, and `slow_input_ms` where
-    the lane is almost full. At the end of the input what is due within `drain_timeout_ms` is
-    finished, and the rest leaves as dead letters.
+    Guarantee: an event that has come in leaves once: as delivered, as a dead letter or to the
+    fallback store. The target is called at least once for it, after a crash again with the same
+    idempotency key. What is not delivered yet is in Flink's keyed state with its attempts, as is
+    the breaker; calls that are out are made again after a restart. No checkpoint, watermark or
+    other lane waits for a call: an element waits `_QUICK_MS` for a target that has been as quick as
+    that, and `slow_input_ms` where the lane is almost full. At the end of the input what is due
+    within `drain_timeout_ms` is finished, and the rest leaves as `flush_at_end`.
 
     State, a lane: `lane.v1`, its head (breaker, numbers); `records.v1`, what is known of each
     chunk's records, without their events; `events.v1`, those, as `lanes.Laned` packs them. The
@@ -170,17 +191,21 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
 
     def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
         """Take a batch's events of a lane in."""
-        data = value[1]
+        data, duplicates = value[1], np.frombuffer(value[2], ">i4")
         if not data:
             return  # it only tells how far the partitions have come
-        station = self._station(ctx.get_current_key())
         output = _Output(self._rules, self._event_type, self._now_ms())
         parcel = self._parcel(data)
-        with self._courier.locked():
-            self._bring(station, parcel, output)
-            self._courier.start(station.round)
-            self._wait(station)
-            self._settle(station, output, ctx)
+        if len(duplicates):
+            output.left_out(parcel, duplicates)
+            parcel = parcel.without(duplicates)
+        if len(parcel):
+            station = self._station(ctx.get_current_key())
+            with self._courier.locked():
+                self._bring(station, parcel, output)
+                self._courier.start(station.round)
+                self._wait(station)
+                self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[Any]:
@@ -394,13 +419,19 @@ class _Output:
         #: By minute and chunk; None for all of its events.
         self._delivered: dict[tuple[int, int], tuple[Parcel, list[int] | None]] = {}
         self._rejected = Rejected()
-        #: Pending, and dead letters by type, by minute and source partition.
+        self._fallback: list[bytes] = []
+        #: By minute and source partition: pending, duplicates, what has gone to the fallback store,
+        #: and dead letters by type.
         self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
         self._status = b""
 
     def arrived(self, parcel: Parcel) -> None:
         """Events have come in: they are pending."""
-        self._add(parcel, parcel.tally(), 1)
+        self._add(parcel, parcel.tally(), _PENDING, 1)
+
+    def left_out(self, parcel: Parcel, places: Ints) -> None:
+        """Some of the events that have come in are duplicates of others."""
+        self._add(parcel, parcel.tally(places.tolist()), _DUPLICATE, 1)
 
     def leave(self, left: Left, parcel: Parcel, lane: Lane) -> None:
         """A record has left."""
@@ -412,7 +443,9 @@ class _Output:
             places.append(place)
             return
         record, row = left.record, parcel.row(place)
-        self._count(parcel, row)["pending"] -= 1
+        self._count(parcel, row)[_PENDING] -= 1
+        if self._falls_back(parcel, place, left.disposition):
+            return
         reason = record.history[-1] if record.history else lane.head.last_failure
         self._dead(parcel, row, left.disposition, record.history, reason, record.attempts)
 
@@ -421,8 +454,10 @@ class _Output:
         self._delivered[parcel.at_ms // MINUTE_MS, whole.chunk] = parcel, None
 
     def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
-        """There is no room for an event."""
-        self._count(parcel, row)["pending"] -= 1
+        """There is no room for an event, of a parcel that has all of its own."""
+        self._count(parcel, row)[_PENDING] -= 1
+        if self._falls_back(parcel, row, "overflow"):
+            return
         self._dead(parcel, row, "overflow", (), lane.head.last_failure, 0)
 
     def tell(self, status: bytes, station: _Station) -> None:
@@ -435,7 +470,7 @@ class _Output:
         status, minutes = self._status, defaultdict(list)
         for (minute, _), (parcel, places) in sorted(self._delivered.items(), key=itemgetter(0)):
             minutes[minute].append((parcel, places))
-            self._add(parcel, parcel.tally(places), -1)
+            self._add(parcel, parcel.tally(places), _PENDING, -1)
         for parcels in minutes.values():
             accepted = Accepted(self._event_type, self._rules.window_ms)
             for parcel, places in parcels:
@@ -446,13 +481,26 @@ class _Output:
         if status:
             nothing = {"lines": b"", "progress": pack_progress([]), "times": b"", "partials": b""}
             yield Row(**nothing, lane=lane, status=status)
+        yield from fallback_rows(self._fallback)
         self._rejected.count([*self._count_lines()])
         yield from self._rejected.rows()
 
-    def _add(self, parcel: Parcel, tally: dict[tuple[str, int], int], sign: int) -> None:
+    def _falls_back(self, parcel: Parcel, place: int, disposition: Disposition) -> bool:
+        """Write an event to the fallback store, if it goes there."""
+        if disposition not in self._rules.to_fallback or parcel.refusal(place):
+            return False  # what the contract does not take any more is bad data
+        line = fallback_line(parcel.event(place, 1))
+        # An envelope is cut to fit its place; a line that does not fit would stop the job.
+        if 0 < self._rules.max_envelope_bytes < len(line):
+            return False
+        self._fallback.append(line)
+        self._count(parcel, parcel.row(place))[_FALLBACK] += 1
+        return True
+
+    def _add(self, parcel: Parcel, tally: dict[tuple[str, int], int], what: str, sign: int) -> None:
         for (topic, partition), count in tally.items():
             counts = self._counts[parcel.at_ms // MINUTE_MS, topic, partition]
-            counts["pending"] += sign * count
+            counts[what] += sign * count
 
     def _count(self, parcel: Parcel, row: int) -> Counter[str]:
         topic, partition = parcel.records.origin.partition_of(row)
@@ -460,13 +508,16 @@ class _Output:
 
     def _count_lines(self) -> Iterator[bytes]:
         for (minute, topic, partition), counts in self._counts.items():
-            pending = counts.pop("pending", 0)
-            if pending or counts:
+            pending, duplicate = counts.pop(_PENDING, 0), counts.pop(_DUPLICATE, 0)
+            fallback = counts.pop(_FALLBACK, 0)
+            if pending or duplicate or fallback or counts:
                 line = {
                     "minute_ms": minute * MINUTE_MS,
                     "source_topic": topic,
                     "source_partition": partition,
                     "pending": pending,
+                    "duplicate": duplicate,
+                    "fallback": fallback,
                     "dead_lettered": counts,
                 }
                 yield msgspec.json.encode(line) + b"\n"

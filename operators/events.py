@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import compress
+from itertools import compress, repeat
 from operator import attrgetter
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from operators.batches import Ints
 from operators.rules.contract import Column, Contract
+from operators.rules.identity import digest_of, identity_of
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 
 COORDINATES: Final = ("source_topic", "source_partition", "source_offset")
@@ -85,6 +86,8 @@ class EventType:
         self._times = [c for c in contract.columns if c.kind == "datetime"]
         self._numbers = [c for c in contract.columns if c.kind in ("int", "float")]
         self._encode_lines = msgspec.json.Encoder().encode_lines
+        identity = contract.column(contract.identity) if contract.identity else None
+        self._identity = attrgetter(identity.attribute) if identity else None
         #: Whether `decode` refuses nothing that the contract's own decoder takes.
         self.is_direct = _decodes_directly(contract)
         self.type = self._line_type(_declared_type if self.is_direct else _bare_type)
@@ -167,6 +170,21 @@ class EventType:
     def keys(self, events: Events) -> list[str]:
         """The events' keys."""
         return self._values(self.contract.key, events.lines)
+
+    def identity(self, payload: bytes, value: Any) -> str:
+        """What tells an event apart, as a text.
+
+        Args:
+            payload: the record as it came.
+            value: the event, an object of the contract's own class.
+        """
+        return identity_of(payload, self._identity(value) if self._identity else None)
+
+    def digests(self, payloads: Sequence[bytes], events: Events) -> bytes:
+        """What tells the events of some payloads apart, one digest behind the other."""
+        name = self.contract.identity
+        values = self._values(name, events.lines) if name else repeat(None, len(payloads))
+        return b"".join(map(digest_of, payloads, values, self.keys(events)))
 
     def encoded(
         self,
@@ -322,11 +340,12 @@ def _decodes_directly(contract: Contract) -> bool:
         and not config.forbid_unknown_fields
         and not hasattr(contract.type, "__post_init__")
         and all(c.required or defaults[c.name] is None for c in times)
-        and all(_takes_utc(column) for column in times)
+        and all(takes_utc(column) for column in times)
     )
 
 
-def _takes_utc(column: Column) -> bool:
+def takes_utc(column: Column) -> bool:
+    """Whether a column of times takes one as it is written."""
     with suppress(msgspec.ValidationError):
         msgspec.convert(_A_TIME, column.full_type)
         return True

@@ -95,16 +95,25 @@ class Intake(ProcessFunction):  # type: ignore[misc]
     read of an element is wholly before a checkpoint or wholly after it.
     """
 
-    def __init__(self, rules: IntakeRules, reader: Reader, lanes: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        rules: IntakeRules,
+        reader: Reader,
+        lanes: tuple[int, ...] = (),
+        *,
+        deduplicates: bool = False,
+    ) -> None:
         """Take what travels to the workers.
 
         Args:
             rules: what is decided by.
             reader: reads the source's elements.
             lanes: of delivery, see `bridge.lane_keys`; none if there is no delivery.
+            deduplicates: whether `bridge.dedup` comes before it.
         """
         self._rules = rules
         self._lanes = lanes
+        self._deduplicates = deduplicates
         self._reader = reader
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -134,7 +143,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
 
     def _accepted(self) -> Accepted | Laned:
         if self._lanes:
-            return Laned(self._events, self._lanes)
+            return Laned(self._events, self._lanes, deduplicates=self._deduplicates)
         return Accepted(self._events, self._rules.window_ms)
 
     def _take(

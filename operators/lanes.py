@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyflink.common import Row, Types
 
@@ -16,12 +17,16 @@ from operators.bridge import BYTES
 from operators.events import Events, EventType
 from operators.outgoing import Size
 from operators.records import Records
+from operators.rules.identity import DIGEST_BYTES
 
 #: What delivery is handed: how far the source partitions have come (`batches.pack_progress`), of
-#: which only the last row of an element speaks, and a batch of `batches.EVENTS`.
-LANED_VALUE: Final = Types.ROW([BYTES, BYTES])
+#: which only the last row of an element speaks; a batch of `batches.EVENTS`; and, where there is
+#: deduplication, what tells these events apart (`events.EventType.digests`), of which
+#: `bridge.dedup` makes the places of the duplicates (big-endian ints).
+LANED_VALUE: Final = Types.ROW([BYTES, BYTES, BYTES])
 LANED: Final = Types.ROW([Types.INT(), LANED_VALUE])
 AT_MS: Final = b"at_ms"
+_DIGEST: Final = np.dtype((np.void, DIGEST_BYTES))
 
 
 def lane_of(key: str, lanes: int) -> int:
@@ -32,12 +37,22 @@ def lane_of(key: str, lanes: int) -> int:
 class Laned:
     """The good events of some batches, as rows of `LANED`: one a lane that has any."""
 
-    def __init__(self, event_type: EventType, lanes: tuple[int, ...]) -> None:
-        """Nothing yet; lanes are the numbers that Flink's keys have, see `bridge.lane_keys`."""
+    def __init__(
+        self, event_type: EventType, lanes: tuple[int, ...], *, deduplicates: bool = False
+    ) -> None:
+        """Nothing yet.
+
+        Args:
+            event_type: what the events are.
+            lanes: the numbers that Flink's keys have, see `bridge.lane_keys`.
+            deduplicates: whether anyone asks what tells the events apart.
+        """
         self._event_type = event_type
         self._lanes = lanes
+        self._deduplicates = deduplicates
         self._progress: list[Progress] = []
         self._batches: dict[int, list[pa.RecordBatch]] = defaultdict(list)
+        self._digests: dict[int, list[bytes]] = defaultdict(list)
         #: The instant whose minute all of it counts in: that of the first batch.
         self.at_ms = 0
         self.size = Size()
@@ -54,9 +69,21 @@ class Laned:
         self._progress += records.origin.progress(rows, times)
         keys = pa.array(self._event_type.keys(events), pa.string())
         batch = _batch(records, rows, keys, times)
+        digests = self._digests_of(records, rows, events)
         for lane, begin, end, order in _parted(keys, len(self._lanes)):
-            self._batches[lane].append(batch.take(order[begin:end]))
-        self.size = self.size.plus(batch.nbytes, batch.nbytes)
+            here = order[begin:end]
+            self._batches[lane].append(batch.take(here))
+            if self._deduplicates:
+                self._digests[lane].append(digests[here.to_numpy()].tobytes())
+        size = batch.nbytes + digests.nbytes
+        self.size = self.size.plus(size, size)
+
+    def _digests_of(self, records: Records, rows: Ints, events: Events) -> npt.NDArray[np.void]:
+        """What tells the events apart, one row each; nothing where nobody asks."""
+        if not self._deduplicates:
+            return np.empty(0, _DIGEST)
+        payloads = [records.payloads[row] for row in rows.tolist()]
+        return np.frombuffer(self._event_type.digests(payloads, events), _DIGEST)
 
     def rows(self) -> Iterator[Row]:
         """All of it; the last one tells how far the partitions have come."""
@@ -65,9 +92,10 @@ class Laned:
         lanes = sorted(self._batches)
         for lane in lanes:
             progress = told if lane == lanes[-1] else nothing
-            yield Row(self._lanes[lane], Row(progress, self._packed(self._batches[lane])))
+            events, digests = self._packed(self._batches[lane]), b"".join(self._digests[lane])
+            yield Row(self._lanes[lane], Row(progress, events, digests))
         if not lanes:
-            yield Row(self._lanes[0], Row(told, b""))
+            yield Row(self._lanes[0], Row(told, b"", b""))
 
     def _packed(self, batches: list[pa.RecordBatch]) -> bytes:
         table = pa.Table.from_batches(batches)
@@ -103,6 +131,8 @@ def _batch(records: Records, rows: Ints, keys: pa.Array, times: Ints) -> pa.Reco
 
 def _parted(keys: pa.Array, lanes: int) -> Iterator[tuple[int, int, int, pa.Array]]:
     """Each lane that has rows: its number, and where they stand in an order of all rows."""
+    if not len(keys):
+        return
     coded = keys.dictionary_encode()
     of_key = np.array([lane_of(key, lanes) for key in coded.dictionary.to_pylist()], np.int64)
     of_row = of_key[coded.indices.to_numpy()]

@@ -7,7 +7,6 @@ them are called with.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -63,7 +62,14 @@ class Parcel:
         """A run of the events as a parcel of its own, with places from 0."""
         if (begin, end) == (0, len(self)):
             return self
-        batch = self._batch.slice(begin, end - begin)
+        return self._anew(self._batch.slice(begin, end - begin))
+
+    def without(self, places: Ints) -> Parcel:
+        """All but some of the events as a parcel of its own, with places from 0."""
+        kept = np.delete(np.arange(len(self)), places)
+        return self._anew(self._batch.take(pa.array(kept)))
+
+    def _anew(self, batch: pa.RecordBatch) -> Parcel:
         place = pa.array(np.arange(batch.num_rows, dtype=np.int32))
         at = batch.schema.get_field_index("place")
         batch = batch.set_column(at, batch.schema.field(at), place)
@@ -127,13 +133,14 @@ class Parcel:
         row = self.row(place)
         topic, partition = self.records.origin.partition_of(row)
         payload = self.records.payloads[row]
+        value = self._value(payload)
         return Event(
             key=self.keys[row],
-            value=self._value(payload),
+            value=value,
             payload=payload,
             line=self._lines[int(np.searchsorted(self._rows, row))],
             time_ms=self._batch.column("event_ms")[row].as_py(),
-            idempotency_key=hashlib.md5(payload, usedforsecurity=False).hexdigest(),
+            idempotency_key=self._event_type.identity(payload, value),
             source_topic=topic,
             source_partition=partition,
             source_offset=self.records.origin.offsets[row],
@@ -144,16 +151,16 @@ class Parcel:
         """Add what a target has answered to an event.
 
         Raises:
-            InvalidAnswer: the event would not be one of the contract, or one of another key or
-                time, which has its place already.
+            InvalidAnswer: the event would not be one of the contract, or one of another key,
+                time or identity, which has its place already.
         """
         contract = self._event_type.contract
-        fixed = {contract.key, contract.event_time}
+        fixed = {contract.key, contract.event_time, contract.identity}
         for name in fields:
             if name in fixed or name not in {column.name for column in contract.columns}:
                 raise InvalidAnswer(
                     f"the target's answer has {name!r}: it may add fields of the contract, but not "
-                    f"its key or time"
+                    f"its key, time or identity"
                 )
         row = self.row(place)
         event = {**msgspec.json.decode(self.records.payloads[row]), **fields}

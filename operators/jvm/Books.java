@@ -194,7 +194,7 @@ public class Books extends AbstractStreamOperator implements OneInputStreamOpera
         java.time.Instant.ofEpochMilli(entry.minuteMs).toString().replace("Z", ".000Z"));
     row.put("source_topic", entry.topic);
     row.put("source_partition", Long.valueOf(entry.partition));
-    String[] names = {"received", "processed", "duplicate", "pending", "windowed", "late"};
+    String[] names = {"received", "processed", "duplicate", "pending", "fallback", "windowed", "late"};
     for (int i = 0; i < names.length; i++) {
       Object sum = entry.numbers.get(names[i]);
       row.put(names[i], sum == null ? Long.valueOf(0L) : sum);

@@ -140,6 +140,8 @@ class Contract:
         version: 12 hex digits over names, types, defaults and constraints: the same on every
             Python version, another one whenever the meaning of an accepted event may change.
         path: `package.module:Class`, where it was loaded from.
+        identity: Name of the column that tells events apart, or None: their payloads do. A `str`
+            or an `int`, in every record.
     """
 
     type: type[msgspec.Struct]
@@ -149,6 +151,7 @@ class Contract:
     columns: tuple[Column, ...]
     version: str
     path: str
+    identity: str | None = None
 
     @functools.cached_property
     def error_types(self) -> tuple[str, ...]:
@@ -175,10 +178,16 @@ class Contract:
 
     def __reduce__(self) -> tuple[Callable[..., Contract], tuple[str | None, ...]]:
         """Pickle by reference: msgspec's constraints cannot be pickled, the class's name can."""
-        return load_contract, (self.path, self.key, self.event_time, self.value)
+        return load_contract, (self.path, self.key, self.event_time, self.value, self.identity)
 
 
-def load_contract(type_path: str, key: str, event_time: str, value: str | None = None) -> Contract:
+def load_contract(
+    type_path: str,
+    key: str,
+    event_time: str,
+    value: str | None = None,
+    identity: str | None = None,
+) -> Contract:
     """Load a user's contract, and refuse at start what would fail at the first record.
 
     Args:
@@ -186,11 +195,12 @@ def load_contract(type_path: str, key: str, event_time: str, value: str | None =
         key: Field that windows and lanes are keyed by, by its name in the JSON.
         event_time: Field with the time of the event.
         value: Field that windows sum; None or "" to only count.
+        identity: Field that tells events apart; None or "" for the checksum of the payload.
 
     Raises:
         ContractError: The class cannot be imported or is no Struct; a field has a type, a default
-            or a name that cannot be used; `key`, `event_time` or `value` is not a field of the
-            right type. One line that names it and says what to do.
+            or a name that cannot be used; `key`, `event_time`, `value` or `identity` is not a field
+            of the right type. One line that names it and says what to do.
     """
     struct = _import_struct(type_path)
     columns = _columns(type_path, struct)
@@ -202,6 +212,9 @@ def load_contract(type_path: str, key: str, event_time: str, value: str | None =
         columns=columns,
         version=_version(struct, columns),
         path=type_path,
+        identity=_role(type_path, "identity", identity, columns, ("str", "int"))
+        if identity
+        else None,
     )
 
 
@@ -428,7 +441,7 @@ def misfit(column: Column, value: Any) -> str | None:
     return None
 
 
-# --- key, event time, value
+# --- key, event time, value, identity
 
 
 def _role(
@@ -454,6 +467,12 @@ def _role(
     if role == "event_time" and not column.required:
         raise ContractError(
             f"{path}: event_time = {name!r} has a default, which is no event's time; remove it"
+        )
+    if role == "identity" and (column.choices or not column.required):
+        why = "is one of a few values" if column.choices else "has a default"
+        raise ContractError(
+            f"{path}: identity = {name!r} {why}, so that events which differ would be taken for "
+            "one; name a field that each event has its own value of"
         )
     if role == "key" and column.name in WINDOW_COLUMNS:
         raise ContractError(

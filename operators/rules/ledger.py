@@ -1,6 +1,6 @@
 """The books: each record that came in is somewhere, and only once.
 
-    received  = processed + dead-lettered + quarantined + duplicate + pending
+    received  = processed + dead-lettered + quarantined + duplicate + pending + fallback
     processed = windowed + late
 
 The stream counts as it runs; afterwards the output files are counted again on their own. Both are
@@ -19,7 +19,8 @@ import msgspec
 
 from operators.rules.offsets import Span
 
-#: Form of the stream's own rows: those of another one cannot be added to them.
+#: Form of the stream's own rows: those of another one cannot be added to them. A number that is
+#: absent reads as 0, so one more is no other form.
 ROWS_VERSION: Final = 2
 
 
@@ -40,6 +41,7 @@ class Counts:
         pending: Not decided yet.
         windowed: Processed, and counted in a window.
         late: Processed after their window had closed.
+        fallback: Not delivered within their budget, and written to the fallback store.
     """
 
     received: int = 0
@@ -50,6 +52,7 @@ class Counts:
     pending: int = 0
     windowed: int = 0
     late: int = 0
+    fallback: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         """Add two books line by line."""
@@ -62,13 +65,14 @@ class Counts:
             pending=self.pending + other.pending,
             windowed=self.windowed + other.windowed,
             late=self.late + other.late,
+            fallback=self.fallback + other.fallback,
         )
 
     @property
     def accounted(self) -> int:
         """Records that are somewhere: the right side of the first equation."""
         rejected = sum(self.dead_lettered.values()) + sum(self.quarantined.values())
-        return self.processed + rejected + self.duplicate + self.pending
+        return self.processed + rejected + self.duplicate + self.pending + self.fallback
 
 
 def imbalances(counts: Counts) -> list[str]:
@@ -80,10 +84,11 @@ def imbalances(counts: Counts) -> list[str]:
     found = []
     if counts.received != counts.accounted:
         dead, quarantined = sum(counts.dead_lettered.values()), sum(counts.quarantined.values())
+        fallback = f" + fallback {counts.fallback}" if counts.fallback else ""
         found.append(
             f"received {counts.received}, but processed {counts.processed} + dead-lettered {dead}"
             f" + quarantined {quarantined} + duplicate {counts.duplicate}"
-            f" + pending {counts.pending} = {counts.accounted}"
+            f" + pending {counts.pending}{fallback} = {counts.accounted}"
             f" ({_off(counts.accounted - counts.received)})"
         )
     in_windows = counts.windowed + counts.late
@@ -116,6 +121,7 @@ def differences(streamed: Counts, recounted: Counts) -> list[str]:
         *_pairs("quarantined", streamed.quarantined, recounted.quarantined),
         ("windowed", streamed.windowed, recounted.windowed),
         ("late", streamed.late, recounted.late),
+        ("fallback", streamed.fallback, recounted.fallback),
     ]
     return [
         f"{name}: the stream counted {counted}, the output files hold {held}"
@@ -179,6 +185,7 @@ class _Row(msgspec.Struct):
     pending: int = 0
     windowed: int = 0
     late: int = 0
+    fallback: int = 0
     first_offset: int | None = None
     last_offset: int | None = None
     spans: list[Span] | None = None

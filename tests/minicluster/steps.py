@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyflink.common import Row
-from pyflink.datastream import ProcessFunction
+from pyflink.datastream import KeyedProcessFunction, ProcessFunction
 
 from operators.batches import Progress, from_bytes, pack_lines, pack_progress, to_bytes
 
@@ -98,3 +98,26 @@ class Origins(ProcessFunction):  # type: ignore[misc]
 
         for package in (flink_jobs, operators, sql, udfs):
             yield str(package.__file__)
+
+
+class Digests(ProcessFunction):  # type: ignore[misc]
+    """Element i of a script to a row of `lanes.LANED`: lane's key, name, digests, pause before it.
+
+    Of the name are made progress and events, which deduplication does not look at.
+    """
+
+    def __init__(self, script: list[tuple[int, bytes, list[bytes], int]]) -> None:
+        self._script = script
+
+    def process_element(self, value: int, ctx: ProcessFunction.Context) -> Iterable[Row]:
+        lane, name, digests, pause_ms = self._script[value]
+        time.sleep(pause_ms / 1000)
+        yield Row(lane, Row(name, name + b" events", b"".join(digests)))
+
+
+class Places(KeyedProcessFunction):  # type: ignore[misc]
+    """What comes of those rows to text: lane's key, progress, events, places of duplicates."""
+
+    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterable[str]:
+        places = struct.unpack(f">{len(value[2]) // 4}i", value[2])
+        yield repr((ctx.get_current_key(), value[0], value[1], places))

@@ -53,7 +53,7 @@ def test_a_partition_and_minute_has_one_row(committing: Any, tmp_path: Path) -> 
             counted(0, 20, 20, minute=1),
         ],
     )
-    none = {"duplicate": 0, "pending": 0, "windowed": 0, "late": 0, "processed": 0}
+    none = dict.fromkeys(("duplicate", "pending", "fallback", "windowed", "late", "processed"), 0)
     nothing = {"dead_lettered": {}, "quarantined": {}}
     first, second = "2026-01-01T00:01:00.000Z", "2026-01-01T00:02:00.000Z"
     assert sorted(found, key=lambda row: row["first_offset"]) == [

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from flink_jobs.kafka_job import _bounded
+from flink_jobs.kafka_job import _bounded, output_topics
 from flink_jobs.main import intake_rules
 from flink_jobs.setting_tables import Settings
+from flink_jobs.settings import load_settings
 from operators.kafka_sinks import MAX_REQUEST_BYTES
 
 
@@ -24,3 +25,11 @@ def test_nothing_is_longer_than_what_topic_and_producer_take(topic_bytes: int, t
     assert bounded.max_envelope_bytes < taken
     assert bounded.max_record_bytes < taken
     assert bounded.payload_limit_bytes < taken
+
+
+def test_the_fallback_store_has_a_topic_where_there_is_one() -> None:
+    """The bug it catches: a topic that nobody uses is made, or asked for."""
+    call = {"delivery.target": "http", "http.url": "http://h/", "sink.fallback_topic": "later"}
+    assert "fallback" not in output_topics(load_settings(None, call, {}))
+    stored = load_settings(None, {**call, "delivery.fallback": "file"}, {})
+    assert output_topics(stored)["fallback"] == ["later"]

@@ -75,6 +75,29 @@ def test_numbers_by_minute_and_by_source(call, output: Path) -> None:
     assert "left out" not in out, "offsets of files are bytes"
 
 
+def test_the_fallback_store_is_counted_and_shown_where_there_is_one(call, output: Path) -> None:
+    _, out, _ = call("--dir", output, "--by", "partition")
+    assert "fallback" not in out
+    write_ledger(output, [row("/a", 1, [0, 1], received=10, fallback=7), row("/b", 1, [0])])
+    for name, lines in (("processed_events", 4), ("late_events", 2), ("fallback", 7)):
+        (output / name).mkdir(exist_ok=True)
+        (output / name / "p.jsonl").write_text("{}\n" * lines)
+    (output / "user_windows" / "p.jsonl").write_text('{"event_count":2}\n')
+    dead = output / "dead_letters/queue=q/date=d/error_type=schema_error/p.jsonl"
+    dead.write_text("{}\n" * 2)
+    (output / "fallback" / "undelivered.ndjson").write_text("{}\n")
+    code, out, _ = call("--dir", output, "--by", "partition")
+    assert code == 0, out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["source", "partition", "received", "processed", "dead", "quarantined", "fallback",
+            "windowed", "late"] in lines  # fmt: skip
+    assert ["/a", "10", "2", "1", "0", "7", "1", "1"] in lines
+    (output / "fallback" / "p.jsonl").write_text("{}\n" * 6)
+    code, out, _ = call("--dir", output)
+    assert code == 1
+    assert "fallback: the stream counted 7, the output files hold 6 (1 too few)" in out
+
+
 def test_json_has_all_of_it(call, output: Path) -> None:
     code, out, _ = call("--dir", output, "--json")
     found = json.loads(out)

@@ -105,6 +105,7 @@ def test_a_run_that_was_begun_is_resumed_with_the_same(source, output):
     assert call(source, output, "resume") is None
     assert call(source, output, "resume", parallelism=7) is None
     assert call(source, output, "resume", checkpoint={"interval_ms": 100}) is None
+    assert call(source, output, "resume", deduplicate={"ttl_ms": 1000}) is None
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,10 @@ def test_a_run_that_was_begun_is_resumed_with_the_same(source, output):
     [
         ({"contract": {"value": ""}}, "contract.value"),
         ({"contract": {"key": "product_id"}}, "contract.key"),
+        ({"contract": {"identity": "product_id"}}, "contract.identity"),
+        ({"deduplicate": {"enabled": True}}, "deduplicate.enabled"),
+        ({"delivery": {"lanes": 3}}, "delivery.lanes"),
+        ({"delivery": {"target": "http", "fallback": "file"}}, "delivery.fallback"),
         ({"windows": {"size_ms": 1000}}, "windows.size_ms"),
         ({"windows": {"watermark_delay_ms": 0}}, "windows.watermark_delay_ms"),
         ({"source": {"split_bytes": 64}}, "source.split_bytes"),

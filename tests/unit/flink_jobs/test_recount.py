@@ -93,8 +93,9 @@ def test_files_are_counted_by_what_their_folders_say(folder):
     for date in ("2026-01-01", "2026-01-02"):
         write(folder, f"dead_letters/queue=q/date={date}/error_type=a/p.jsonl", "{}\n")
     write(folder, "quarantine/reason=r/p.jsonl", "{}\n" * 3)
+    write(folder, "fallback/p.jsonl", "{}\n" * 4)
     assert recount(folder) == Counts(
-        processed=5, dead_lettered={"a": 2}, quarantined={"r": 3}, windowed=3, late=2
+        processed=5, dead_lettered={"a": 2}, quarantined={"r": 3}, windowed=3, late=2, fallback=4
     )
 
 

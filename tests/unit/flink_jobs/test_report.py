@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -16,9 +17,9 @@ GOOD = Counts(
 LONG = f"/in/[bold]{'x' * 100}/0: received 10, but processed 7 + dead-lettered 2 = 9 (1 too few)"
 
 
-def printed(report: Report, tmp_path) -> str:
+def printed(report: Report, tmp_path, **shown: bool) -> str:
     console = Console(width=100, record=True, quiet=False, file=(tmp_path / "x").open("w"))
-    report.print_table(console, tmp_path / "out [1]")
+    report.print_table(console, tmp_path / "out [1]", **shown)
     return console.export_text()
 
 
@@ -55,6 +56,23 @@ def test_the_table_names_each_kind_and_where_the_output_is(tmp_path):
         assert word in text
     assert f"output: {tmp_path}/out [1]" in text
     assert "2.0 s, 5 records/s" in text
+
+
+def test_the_store_of_what_was_not_delivered_has_a_line_where_there_is_one(tmp_path):
+    report = Report.of(GOOD, [], 10, 2.0)
+    assert "fallback" not in printed(report, tmp_path)
+    assert "fallback" in printed(report, tmp_path, has_fallback=True)
+    stored = replace(GOOD, received=1_244, fallback=1_234)
+    assert " 1,234 " in printed(Report.of(stored, [], 10, 2.0), tmp_path)
+
+
+def test_books_of_an_older_version_read_back(tmp_path):
+    path = tmp_path / "ledger.json"
+    Report.of(GOOD, [], 10, 2.0).write(path)
+    stored = json.loads(path.read_text())
+    del stored["fallback"]
+    path.write_text(json.dumps(stored))
+    assert Report.read(path).counts == GOOD
 
 
 def test_no_time_is_no_rate():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from flink_jobs.deliveries import delivery_rules, to_fallback
 from flink_jobs.output import OUTPUTS
 from flink_jobs.settings import (
     ContractSettings,
@@ -231,6 +232,54 @@ def test_the_kept_payload_cannot_be_longer_than_a_record(config):
     assert load_settings(config, environ={}).source.payload_limit_bytes == 1000
 
 
+def test_overflow_needs_a_store_to_go_to(config):
+    assert refusal(config, "[delivery]\noverflow = 'fallback'") == (
+        'delivery.overflow = "fallback": needs delivery.fallback = "file"; '
+        f"change it in {config} [delivery] or BREAKWATER_DELIVERY__OVERFLOW"
+    )
+    config.write_text("[delivery]\noverflow = 'fallback'\nfallback = 'file'")
+    assert load_settings(config, environ={}).delivery.overflow == "fallback"
+
+
+def test_without_a_target_there_is_no_fallback_store():
+    for target, fallback, has in (
+        ("", "file", False), ("http", "dead_letters", False), ("http", "file", True),
+    ):  # fmt: skip
+        delivery = {"delivery.target": target, "delivery.fallback": fallback}
+        settings = load_settings(None, {**delivery, "http.url": "http://h/"}, {})
+        assert settings.delivery.has_fallback is has
+        assert bool(to_fallback(settings)) is has
+
+
+def test_what_goes_to_the_fallback_store_is_what_the_settings_say():
+    call = {"delivery.target": "http", "delivery.fallback": "file", "http.url": "http://h/"}
+    given_up = {"exhausted", "expired", "flush_at_end", "followed"}
+    assert to_fallback(load_settings(None, call, {})) == given_up
+    overflows = load_settings(None, {**call, "delivery.overflow": "fallback"}, {})
+    assert to_fallback(overflows) == given_up | {"overflow"}
+    rules = delivery_rules(overflows)
+    assert rules
+    assert rules.to_fallback == to_fallback(overflows)
+
+
+def test_a_contract_with_the_stores_own_field_is_refused(config):
+    toml = """
+        [contract]
+        type = "tests.unit.operators.contracts:WithBreakwaterKey"
+        key = "key"
+        event_time = "at"
+        value = ""
+        [http]
+        url = "http://h/"
+        [delivery]
+        target = "http"
+        fallback = "file"
+    """
+    assert "adds the field breakwater_key to each event" in refusal(config, toml)
+    config.write_text(toml.replace('"file"', '"dead_letters"'))
+    load_settings(config, environ={})
+
+
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(SettingsError, match=r"nope.toml: there is no such settings file; check"):
         load_settings(tmp_path / "nope.toml", environ={})
@@ -248,6 +297,8 @@ def test_a_broken_file_is_told(config):
     [
         ("[contract]\ntype = 'no_such_package:X'", "no_such_package"),
         ("[contract]\nkey = 'usr'", "usr"),
+        ("[contract]\nidentity = 'usr'", "identity = 'usr' is not one of its fields"),
+        ("[contract]\nidentity = 'price'", "identity = 'price' is a float"),
         ("[poison]\npatterns = [{pattern = '(', reason = 'a'}]", "'('"),
         ("[poison]\nviolations = ['schema_eror']", "'schema_error'"),
     ],
@@ -274,6 +325,7 @@ def test_every_output_has_its_topic():
         "late-events",
         "dlq-{queue}",
         "quarantine-{reason}",
+        "fallback",
         "books",
     ]
 

@@ -94,3 +94,22 @@ class OnlyViews(msgspec.Struct):
     action: Literal["view"]
     price: float
     timestamp: datetime
+
+
+class WithBreakwaterKey(msgspec.Struct):
+    """Has a field of the name that the fallback store adds."""
+
+    key: str
+    at: datetime
+    breakwater_key: str = ""
+
+
+class WithCurrency(msgspec.Struct):
+    """The reference contract, with one field more."""
+
+    user_id: str
+    product_id: str
+    action: str
+    price: float
+    timestamp: datetime
+    currency: str = "EUR"

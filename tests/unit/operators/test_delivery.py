@@ -95,6 +95,8 @@ def payload(product: str, user: str = "u", **changes: Any) -> bytes:
 class Post:
     """A lane's delivery in the harness, with its clock and its service."""
 
+    side_outputs = (DEAD_LETTER_TAG, COUNTS_TAG)
+
     def __init__(self, function: Any = None, batch: int = 1, **changes: Any) -> None:
         self.clock = Clock()
         self.service = Service()
@@ -124,7 +126,7 @@ class Post:
             key_type=Types.INT(),
             input_type=LANED_VALUE,
             output_type=DELIVERED,
-            side_outputs=[DEAD_LETTER_TAG, COUNTS_TAG],
+            side_outputs=self.side_outputs,
             processing_time=self.clock.ms,
             ship=False,
         )

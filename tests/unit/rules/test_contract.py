@@ -25,8 +25,17 @@ from tests.unit.rules.contracts import ECOMMERCE, READING, Outer
 HERE = "tests.unit.rules.contracts"
 
 
-def load(name: str, key: str = "key", event_time: str = "at", value: str | None = None) -> Contract:
-    return load_contract(f"{HERE}:{name}", key, event_time, value)
+READ = {"key": "deviceId", "event_time": "takenAt"}
+
+
+def load(
+    name: str,
+    key: str = "key",
+    event_time: str = "at",
+    value: str | None = None,
+    identity: str | None = None,
+) -> Contract:
+    return load_contract(f"{HERE}:{name}", key, event_time, value, identity)
 
 
 def test_the_reference_contract_has_the_columns_in_field_order() -> None:
@@ -112,6 +121,18 @@ def test_a_role_may_be_given_by_its_attribute_too() -> None:
     assert (contract.key, contract.event_time) == ("deviceId", "takenAt")
 
 
+@pytest.mark.parametrize("identity", [None, ""])
+def test_without_an_identity_it_is_the_payload_that_tells_events_apart(
+    identity: str | None,
+) -> None:
+    assert load_contract(*ECOMMERCE, identity).identity is None
+
+
+def test_an_identity_may_be_a_text_or_an_integer() -> None:
+    assert load_contract(*READING, "sequence").identity == "sequence"
+    assert load_contract(*READING, "device_id").identity == "deviceId"
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_a_value_windows_only_count(value: str | None) -> None:
     assert load_contract(*ECOMMERCE[:3], value).value is None
@@ -122,7 +143,7 @@ def test_a_nested_class_can_be_named() -> None:
 
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
-@pytest.mark.parametrize("arguments", [ECOMMERCE, READING])
+@pytest.mark.parametrize("arguments", [ECOMMERCE, READING, (*READING, "sequence")])
 def test_a_contract_survives_the_way_to_a_worker(dumps, arguments) -> None:  # type: ignore[no-untyped-def]
     contract = load_contract(*arguments)
     assert contract.error_types  # the cache must not get in the way
@@ -169,6 +190,13 @@ def test_a_column_cannot_be_pickled_without_its_contract() -> None:
         ("Strict", {"event_time": "key"}, "event_time = 'key' is a str; .* that is datetime"),
         ("Strict", {"value": "key"}, "value = 'key' is a str; name a field that is int or float"),
         ("Reading", {"key": "deviceId", "event_time": "takenAt", "value": "isOk"}, "is a bool"),
+        ("Strict", {"identity": "kay"}, "identity = 'kay' is not one of its .*did you mean 'key'?"),
+        ("Strict", {"identity": "low"}, "identity = 'low' is a float; name .* is str or int"),
+        ("Strict", {"identity": "at"}, "identity = 'at' is a datetime; name .* is str or int"),
+        ("Reading", {**READ, "identity": "isOk"}, "identity = 'isOk' is a bool; name a field"),
+        ("Reading", {**READ, "identity": "mode"}, "identity = 'mode' may be null; declare it str"),
+        ("Reading", {**READ, "identity": "level"}, "identity = 'level' is one of a few values"),
+        ("Reading", {**READ, "identity": "note"}, "identity = 'note' has a default"),
     ],
 )
 def test_a_contract_that_cannot_work_is_refused_in_one_line(

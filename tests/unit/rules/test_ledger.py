@@ -36,7 +36,9 @@ FILES = Counts(
 )
 NUMBERS = st.integers(0, 1000)
 BY_NAME = st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS)
-COUNTS = st.builds(Counts, NUMBERS, NUMBERS, BY_NAME, BY_NAME, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+COUNTS = st.builds(
+    Counts, NUMBERS, NUMBERS, BY_NAME, BY_NAME, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS
+)
 
 
 def changed(counts: Counts, **changes: object) -> Counts:
@@ -56,6 +58,7 @@ def test_books_that_balance_have_nothing_to_say() -> None:
         {"quarantined": {}},
         {"duplicate": 0},
         {"pending": 0},
+        {"fallback": 1},
     ],
 )
 def test_a_record_that_is_nowhere_or_twice_is_an_imbalance(changes: dict[str, object]) -> None:
@@ -71,6 +74,14 @@ def test_an_imbalance_is_told_with_its_numbers() -> None:
     assert imbalances(changed(GOOD, late=3)) == [
         "processed 10, but windowed 8 + late 3 = 11 (1 too many)"
     ]
+
+
+def test_what_is_in_the_fallback_store_is_accounted_for_and_told() -> None:
+    stored = changed(GOOD, received=24, fallback=4)
+    assert imbalances(stored) == []
+    (sentence,) = imbalances(changed(stored, fallback=3))
+    assert sentence.endswith("+ pending 1 + fallback 3 = 23 (1 too few)")
+    assert differences(stored, changed(FILES, fallback=4)) == []
 
 
 def test_both_equations_are_checked() -> None:
@@ -90,6 +101,10 @@ def off(line: str, counted: int, held: int, by: str) -> str:
     [
         ({"windowed": 7}, [off("windowed", 8, 7, "1 too few")]),
         ({"late": 4}, [off("late", 2, 4, "2 too many")]),
+        (
+            {"fallback": 2},
+            [off("received", 20, 22, "2 too many"), off("fallback", 0, 2, "2 too many")],
+        ),
         (
             {"processed": 9},
             [off("received", 20, 19, "1 too few"), off("processed", 10, 9, "1 too few")],
@@ -142,7 +157,7 @@ def test_rows_add_up_to_the_sum_of_their_books(books: list[Counts]) -> None:
 
 def test_a_row_may_leave_lines_out_and_have_others() -> None:
     rows = [b'{"received":3}', b'{"dead_lettered":{"x":1},"stage":"intake"}', b"{}", b"", b" \n"]
-    assert from_rows(rows) == Counts(received=3, dead_lettered={"x": 1})
+    assert from_rows(rows) == Counts(received=3, dead_lettered={"x": 1}, fallback=0)
     assert from_rows([]) == Counts()
 
 

@@ -1,0 +1,114 @@
+"""The flow with delivery, and with deduplication before it, as Flink gets it; nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import operators.outgoing
+from flink_jobs.deliveries import delivery_rules
+from flink_jobs.files import line_limits
+from flink_jobs.main import define_workflow, intake_rules
+from flink_jobs.settings import load_settings
+from operators.bridge import LANE_GROUPS
+from operators.file_source import FileSource
+from operators.rules.splits import InputFile, ReadPlan
+from operators.sinks import FileSinks
+from tests.minicluster.flow import environment, parallelism, pickled, steps_of, uids
+from tests.minicluster.test_wiring import output_tags
+
+pytestmark = pytest.mark.minicluster
+
+GOLDEN = Path(__file__).with_name("uids_delivery.txt")
+TARGET = {"delivery.target": "builtins:print"}
+DEDUPLICATE = {"deduplicate.enabled": True}
+
+
+def steps(flink: Callable[..., Any], folder: Path, call: dict[str, object]) -> list[Any]:
+    """Every step of the main job, sources first."""
+    settings = load_settings(None, {"parallelism": 3, **call}, {})
+    env = environment(flink, settings)
+    plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
+    sinks = FileSinks(folder, 10**8, 60_000, 2048, 10**6, 200)
+    define_workflow(
+        env,
+        FileSource(plan, line_limits(settings)),
+        sinks,
+        sinks,
+        rules=intake_rules(settings),
+        windows=settings.windows,
+        delivery=delivery_rules(settings),
+    )
+    return steps_of(env)
+
+
+@pytest.fixture
+def transformations(flink: Callable[..., Any], tmp_path: Path) -> list[Any]:
+    return steps(flink, tmp_path, {**TARGET, **DEDUPLICATE})
+
+
+def by_uid(transformations: list[Any]) -> dict[str, Any]:
+    return {step.getUid(): step for step in transformations}
+
+
+def test_uids_and_names_are_those_of_the_golden_list(transformations: list[Any]) -> None:
+    """A savepoint finds its state by them: a change here is a decision, seen in a diff."""
+    assert uids(transformations) == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize(
+    ("call", "without"),
+    [(TARGET, {"dedup"}), (DEDUPLICATE, set()), ({}, {"dedup", "delivery", "lanes"})],
+)
+def test_what_is_switched_off_is_not_there_and_changes_no_other_uid(
+    flink: Callable[..., Any], tmp_path: Path, call: dict[str, object], without: set[str]
+) -> None:
+    """So each can be switched on later, and the rest of the state stays."""
+    golden = GOLDEN.read_text().splitlines()
+    wanted = [line for line in golden if line.split(" | ")[0] not in without]
+    assert uids(steps(flink, tmp_path, call)).splitlines() == wanted
+
+
+def test_every_step_that_can_hold_state_has_a_uid(transformations: list[Any]) -> None:
+    without = {step.getClass().getSimpleName() for step in transformations if step.getUid() is None}
+    assert without <= {"SideOutputTransformation", "PartitionTransformation", "UnionTransformation"}
+
+
+def test_no_stream_is_pickled(transformations: list[Any]) -> None:
+    assert pickled(transformations) == {}
+
+
+def test_what_delivery_turns_away_has_a_consumer(transformations: list[Any]) -> None:
+    """Trap T18: what is sent to a tag that nobody asked for is dropped without a word."""
+    delivery = by_uid(transformations)["delivery"].getId()
+    consumed = {
+        step.getOutputTag().getId()
+        for step in transformations
+        if step.getClass().getSimpleName() == "SideOutputTransformation"
+        and [above.getId() for above in step.getInputs()] == [delivery]
+    }
+    wanted = {tag.tag_id for tag in output_tags(operators.outgoing)} - {"quarantine"}
+    assert wanted <= consumed
+
+
+def test_a_lane_is_in_one_place_in_all_steps_that_keep_something_of_it(
+    transformations: list[Any],
+) -> None:
+    subtasks = parallelism(transformations)
+    assert {subtasks[uid] for uid in ("dedup", "delivery", "lanes", "gate")} == {3}
+    found = by_uid(transformations)
+    for uid in ("dedup", "delivery", "lanes"):
+        assert found[uid].getMaxParallelism() == LANE_GROUPS
+    for uid in ("dedup", "delivery"):
+        assert found[uid].getStateKeySelector().getClass().getSimpleName() == "KeyByKeySelector"
+    assert partitioner_before(found["dedup"]).startswith("HASH")
+    # By lane they are already: not through the network once more.
+    assert partitioner_before(found["delivery"]) == "FORWARD"
+
+
+def partitioner_before(step: Any) -> str:
+    (above,) = step.getInputs()
+    return str(above.getPartitioner().toString())
