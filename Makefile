@@ -8,7 +8,7 @@ DEMO_EVENTS ?= 200000
 DOCKER ?= docker
 # For instance: make bench-kafka BENCH_KAFKA="--parts soak --soak-minutes 20"
 BENCH_KAFKA ?= --parts throughput threads latency soak outage
-TESTS ?= tests/unit tests/kafka tests/minicluster tests/cluster
+TESTS ?= tests/unit tests/postgres tests/kafka tests/minicluster tests/cluster
 
 .PHONY: help run kafka-demo test check bench bench-kafka jars image image-steps venv clean
 .DEFAULT_GOAL := help

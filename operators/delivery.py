@@ -7,7 +7,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -174,7 +173,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         if not data:
             return  # it only tells how far the partitions have come
         station = self._station(ctx.get_current_key())
-        output = _Output(self._rules, self._event_type, self._now_ms())
+        output = self._output()
         parcel = self._parcel(data)
         with self._courier.locked():
             self._bring(station, parcel, output)
@@ -189,14 +188,18 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         is_end = timestamp == _END_MS
         if not is_end and timestamp >= station.timer_ms:
             station.timer_ms = 0
-        output = _Output(self._rules, self._event_type, self._now_ms())
+        if is_end:
+            station.guarded = False
+            for output in self._drain(station, ctx):
+                yield from output.rows(ctx.get_current_key())
+            return
+        output = self._output()
         with self._courier.locked():
-            if is_end:
-                station.guarded = False
-                self._drain(station, output, ctx)
-            else:
-                self._settle(station, output, ctx)
+            self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
+
+    def _output(self) -> _Output:
+        return _Output(self._rules, self._event_type, self._now_ms())
 
     # --- what comes in
 
@@ -281,35 +284,46 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         output.tell(_status(station.lane, self._now_ms()), station)
 
     def _drain(
-        self, station: _Station, output: _Output, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> None:
+        self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
+    ) -> Iterator[_Output]:
         """The end of the input: finish what is due soon; the rest leaves as it is."""
         lane = station.lane
-        now_ms = self._now_ms()
-        self._drain_until_ms = self._drain_until_ms or now_ms + self._rules.drain_timeout_ms
-        while lane.count and now_ms < self._drain_until_ms:
-            self._settle(station, output, ctx)
-            next_ms = lane.next_ms()
-            if not lane.in_flight and (next_ms is None or next_ms > self._drain_until_ms):
+        self._drain_until_ms = self._drain_until_ms or self._now_ms() + self._rules.drain_timeout_ms
+        while lane.count and self._now_ms() < self._drain_until_ms:
+            output = self._output()
+            with self._courier.locked():
+                self._settle(station, output, ctx)
+                next_ms = lane.next_ms()
+                is_late = next_ms is None or next_ms > self._drain_until_ms
+                is_over = is_late and not lane.in_flight
+                if not is_over:
+                    self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
+            yield output
+            if is_over:
                 break
-            self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
-            now_ms = self._now_ms()
-        self._courier.stop(station.round)
-        if not self._courier.wait(
-            lambda: not lane.in_flight, 2 * self._rules.timeout_ms + _REST_MS
-        ):
-            raise RuntimeError(
-                "the target has blocked the event loop at the end of the input: its code must not "
-                "wait without await; let it be a plain def, which runs in a thread"
-            )
-        while (
-            first := next((f for f, c in lane.chunks.items() if c.records is None), None)
-        ) is not None:
-            parcel = self._at_hand(station, first)
-            station.round.left += [*lane.open(first, parcel.keys, parcel.sizes), *lane.flush()]
+        yield self._last_calls(station, ctx)
+        while lane.count:
+            output = self._output()
+            with self._courier.locked():
+                for first in [f for f, chunk in lane.chunks.items() if chunk.records is None][:1]:
+                    parcel = self._at_hand(station, first)
+                    station.round.left += lane.open(first, parcel.keys, parcel.sizes)
+                station.round.left += lane.flush()
+                self._settle(station, output, ctx)
+            yield output
+
+    def _last_calls(self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext) -> _Output:
+        """Begin no call any more, and wait for those that are out: each has its time limit."""
+        output, patience_ms = self._output(), 2 * self._rules.timeout_ms + _REST_MS
+        with self._courier.locked():
+            self._courier.stop(station.round)
+            if not self._courier.wait(lambda: not station.lane.in_flight, patience_ms):
+                raise RuntimeError(
+                    "the target has blocked the event loop at the end of the input: its code must "
+                    "not wait without await; let it be a plain def, which runs in a thread"
+                )
             self._settle(station, output, ctx)
-        station.round.left += lane.flush()
-        self._settle(station, output, ctx)
+        return output
 
     # --- what is kept
 
@@ -391,8 +405,8 @@ class _Output:
         self._event_type = event_type
         self._now_ms = now_ms
         self._date = iso_utc_ms(now_ms)[:10]
-        #: By minute and chunk; None for all of its events.
-        self._delivered: dict[tuple[int, int], tuple[Parcel, list[int] | None]] = {}
+        #: Each parcel with the places of what was delivered of it; None for all.
+        self._delivered: dict[Parcel, list[int] | None] = {}
         self._rejected = Rejected()
         #: Pending, and dead letters by type, by minute and source partition.
         self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
@@ -406,8 +420,7 @@ class _Output:
         """A record has left."""
         place = left.record.number - left.chunk
         if left.disposition == "delivered":
-            key = parcel.at_ms // MINUTE_MS, left.chunk
-            places = self._delivered.setdefault(key, (parcel, []))[1]
+            places = self._delivered.setdefault(parcel, [])
             assert places is not None  # noqa: S101 # a chunk leaves as a whole or one by one
             places.append(place)
             return
@@ -418,7 +431,7 @@ class _Output:
 
     def leave_whole(self, whole: Whole, parcel: Parcel) -> None:
         """A chunk has been delivered as it came."""
-        self._delivered[parcel.at_ms // MINUTE_MS, whole.chunk] = parcel, None
+        self._delivered[parcel] = None
 
     def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
         """There is no room for an event."""
@@ -433,8 +446,8 @@ class _Output:
     def rows(self, lane: int) -> Iterator[Any]:
         """All of it."""
         status, minutes = self._status, defaultdict(list)
-        for (minute, _), (parcel, places) in sorted(self._delivered.items(), key=itemgetter(0)):
-            minutes[minute].append((parcel, places))
+        for parcel, places in self._delivered.items():
+            minutes[parcel.at_ms // MINUTE_MS].append((parcel, places))
             self._add(parcel, parcel.tally(places), -1)
         for parcels in minutes.values():
             accepted = Accepted(self._event_type, self._rules.window_ms)

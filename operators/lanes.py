@@ -103,6 +103,8 @@ def _batch(records: Records, rows: Ints, keys: pa.Array, times: Ints) -> pa.Reco
 
 def _parted(keys: pa.Array, lanes: int) -> Iterator[tuple[int, int, int, pa.Array]]:
     """Each lane that has rows: its number, and where they stand in an order of all rows."""
+    if not len(keys):
+        return
     coded = keys.dictionary_encode()
     of_key = np.array([lane_of(key, lanes) for key in coded.dictionary.to_pylist()], np.int64)
     of_row = of_key[coded.indices.to_numpy()]

@@ -501,6 +501,22 @@ def test_and_what_is_due_later_is_a_dead_letter(post: Make) -> None:
     found.harness.assert_no_leaks()
 
 
+def test_what_the_target_has_answered_is_kept_until_it_is_written(post: Make) -> None:
+    """Also where a chunk's events were put away and read again while the input ended."""
+
+    async def deliver(event: Event) -> dict[str, float]:
+        await asyncio.sleep(0.002)
+        return {"price": 77.0}
+
+    found = post(deliver, policy={"calls": 4}, drain_timeout_ms=60_000)
+    for i in range(10):
+        found.bring(*(payload(f"p{i}-{j}", f"u{j % 3}") for j in range(20)))
+    found.harness.end_of_input()
+    assert len(found.lines) == 200
+    assert {line["price"] for line in found.lines} == {77.0}
+    found.harness.assert_no_leaks()
+
+
 # --- batches
 
 
