@@ -228,7 +228,7 @@ def define_workflow(
     accepted, turned_away, at_gate = marked, [judged], at_marks
     if delivery:
         at_gate = env.get_parallelism()
-        delivered = by_lane(marked, LANED_VALUE).process(Delivery(delivery), DELIVERED)
+        delivered = by_lane(marked, LANED_VALUE).process(Delivery(delivery, lanes), DELIVERED)
         delivered.uid("delivery").name("delivery").set_max_parallelism(LANE_GROUPS)
         accepted = from_lanes(delivered, uid="lanes", parallelism=at_gate)
         turned_away.append(delivered)

@@ -90,6 +90,7 @@ class _Station:
     """A lane in this worker: its calls, and what Flink's state has of it.
 
     Attributes:
+        number: of the lane.
         round: its calls.
         head: as last saved; b"" for none.
         kept: chunks that the state has, and how many events of each.
@@ -99,13 +100,14 @@ class _Station:
         told: the status as last told.
     """
 
+    number: int
     round: Round
     head: bytes = b""
     kept: dict[int, int] = field(default_factory=dict)
     timer_ms: int = 0
     guarded: bool = False
     patience_ms: int = _COME_BY_MS
-    told: bytes = b""
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lane(self) -> Lane:
@@ -132,9 +134,21 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     first two are MessagePack with a version in front.
     """
 
-    def __init__(self, rules: DeliveryRules, now_ms: Callable[[], int] | None = None) -> None:
-        """Take the rules, which travel to the workers, and a clock for tests."""
+    def __init__(
+        self,
+        rules: DeliveryRules,
+        lanes: tuple[int, ...],
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """Take what travels to the workers.
+
+        Args:
+            rules: what delivery goes by.
+            lanes: the lanes' keys, see `bridge.lane_keys`.
+            now_ms: the clock, for tests.
+        """
         self._rules = rules
+        self._lanes = lanes
         self._now_ms = now_ms or _wall_clock_ms
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -211,7 +225,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             chunks = [_decode_chunk(data) for data in self._records.values()]
             lane = Lane(self._rules.policy, _decode_head(head) if head else None, chunks)
             kept = {chunk.first: len(chunk) for chunk in chunks}
-            station = self._stations[key] = _Station(Round(lane), head, kept)
+            number = self._lanes.index(key)
+            station = self._stations[key] = _Station(number, Round(lane), head, kept)
         return station
 
     def _parcel(self, data: bytes) -> Parcel:
@@ -281,7 +296,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
                 output.leave(each, parcel, station.lane)
         self._save(station)
         self._come_by(station, ctx, has_moved=bool(left))
-        output.tell(_status(station.lane, self._now_ms()), station)
+        output.tell(station, self._now_ms())
 
     def _drain(
         self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
@@ -411,6 +426,8 @@ class _Output:
         #: Pending, and dead letters by type, by minute and source partition.
         self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
         self._status = b""
+        self._delivered_count = 0
+        self._dead_letters = 0
 
     def arrived(self, parcel: Parcel) -> None:
         """Events have come in: they are pending."""
@@ -423,6 +440,7 @@ class _Output:
             places = self._delivered.setdefault(parcel, [])
             assert places is not None  # noqa: S101 # a chunk leaves as a whole or one by one
             places.append(place)
+            self._delivered_count += 1
             return
         record, row = left.record, parcel.row(place)
         self._count(parcel, row)["pending"] -= 1
@@ -432,16 +450,20 @@ class _Output:
     def leave_whole(self, whole: Whole, parcel: Parcel) -> None:
         """A chunk has been delivered as it came."""
         self._delivered[parcel] = None
+        self._delivered_count += whole.size
 
     def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
         """There is no room for an event."""
         self._count(parcel, row)["pending"] -= 1
         self._dead(parcel, row, "overflow", (), lane.head.last_failure, 0)
 
-    def tell(self, status: bytes, station: _Station) -> None:
+    def tell(self, station: _Station, now_ms: int) -> None:
         """What is to be told of the lane, if it is news."""
-        if status != station.told:
-            station.told = self._status = status
+        status = _status(station.lane, now_ms)
+        if status != station.told or self._delivered or self._dead_letters:
+            station.told = status
+            moved = {"delivered": self._delivered_count, "dead_letters": self._dead_letters}
+            self._status = msgspec.json.encode({"lane": station.number, **status, **moved})
 
     def rows(self, lane: int) -> Iterator[Any]:
         """All of it."""
@@ -538,6 +560,7 @@ class _Output:
         envelope = fitted(write, len(payload), self._rules.max_envelope_bytes)
         self._rejected.add_dead(envelope, category, self._date, error_type)
         self._count(parcel, row)[error_type] += 1
+        self._dead_letters += 1
 
 
 def _parts(count: int, batch: int) -> Iterator[tuple[int, int]]:
@@ -561,16 +584,14 @@ def _why(disposition: str, history: tuple[Attempt, ...], reason: Attempt | None)
     return f"not tried: {because}{last}"
 
 
-def _status(lane: Lane, now_ms: int) -> bytes:
+def _status(lane: Lane, now_ms: int) -> dict[str, Any]:
     """What `bridge.from_lanes` and those who watch are told of a lane."""
-    return msgspec.json.encode(
-        {
-            "held_ms": lane.held_ms(now_ms),
-            "waiting": lane.count,
-            "in_flight": lane.in_flight,
-            "breaker": lane.breaker.state,
-        }
-    )
+    return {
+        "held_ms": lane.held_ms(now_ms),
+        "waiting": lane.count,
+        "in_flight": lane.in_flight,
+        "breaker": lane.breaker.state,
+    }
 
 
 def _encode_head(head: Head) -> bytes:

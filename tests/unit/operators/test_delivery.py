@@ -119,7 +119,7 @@ class Post:
             }
         )
         self.harness = Harness(
-            Delivery(self.rules, self.clock),
+            Delivery(self.rules, (3, LANE), self.clock),
             key_by=lambda _: LANE,
             key_type=Types.INT(),
             input_type=LANED_VALUE,
@@ -166,7 +166,7 @@ class Post:
         """The worker dies, and another one goes on from the checkpoint."""
         saved = self.harness.snapshot() if snapshot is None else snapshot
         self.harness.function._courier.close()
-        fresh = Delivery(self.rules, self.clock)
+        fresh = Delivery(self.rules, (3, LANE), self.clock)
         self.harness = self.harness.restore(saved, fresh, processing_time=self.clock.ms)
         self.outputs.append(self.harness)
 
@@ -217,7 +217,9 @@ class Post:
     def status(self) -> dict[str, Any]:
         rows = [row for harness in self.outputs for row in harness.output if row.status]
         assert rows[-1].lane == LANE
-        return json.loads(rows[-1].status)  # type: ignore[no-any-return]
+        status = json.loads(rows[-1].status)
+        assert status["lane"] == 1
+        return status  # type: ignore[no-any-return]
 
     def balances(self) -> None:
         """Each event that came in is in one place, and the books say the same."""
