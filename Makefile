@@ -8,13 +8,13 @@ DEMO_EVENTS ?= 200000
 DOCKER ?= docker
 # For instance: make bench-kafka BENCH_KAFKA="--parts soak --soak-minutes 20"
 BENCH_KAFKA ?= --parts throughput threads latency soak outage
-TESTS ?= tests/unit tests/kafka tests/minicluster tests/cluster
+TESTS ?= tests/unit tests/postgres tests/kafka tests/minicluster tests/cluster
 
-.PHONY: help run kafka-demo test check bench bench-kafka jars image image-steps venv clean
+.PHONY: help run kafka-demo delivery-demo test check bench bench-kafka jars image image-steps venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 run: venv  ## generate events with every kind of damage, run the main job on them, show its books
 	@mkdir -p $(DEMO)
@@ -23,6 +23,9 @@ run: venv  ## generate events with every kind of damage, run the main job on the
 
 kafka-demo: venv jars  ## the same from Kafka to Kafka: starts a broker of its own, shows books and output (needs Maven)
 	$(BIN)/python -m flink_jobs.kafka_demo --events $(DEMO_EVENTS)
+
+delivery-demo: venv  ## the main job against a service that is not well: shows retries, breakers and the books
+	$(BIN)/python -m flink_jobs.delivery_demo
 
 test: venv  ## run the tests; TESTS=tests/unit for the fast ones only
 	$(BIN)/python -m pytest $(TESTS)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.status import Status
 
 from flink_jobs.audit import audit_run
+from flink_jobs.delivery_progress import delivery_lines
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
 from flink_jobs.faults import one_line
 from flink_jobs.files import load_plan, plan_files, refuse_changed_files, save_plan
@@ -189,7 +190,8 @@ def _run(
             if not interrupt.requested:
                 job = _start(settings, plan, folder, tmp)
                 shown = status if console.is_terminal else None
-                if _wait(job, plan, folder, interrupt, progress, shown):
+                lanes = settings.delivery.lanes
+                if _wait(job, plan, folder, interrupt, progress, lanes, shown):
                     return True
     except KeyboardInterrupt:
         raise UserError(f"stopped at once; {_how_to_go_on(folder)}") from None
@@ -240,6 +242,7 @@ def _wait(
     folder: OutputFolder,
     interrupt: Interrupt,
     progress: Progress,
+    lanes: int,
     status: Status | None,
 ) -> bool:
     """Wait for the end of the job, showing how far it is; False when it was interrupted."""
@@ -257,7 +260,8 @@ def _wait(
                 counters = _counters(job) or counters
                 progress.update(counters, folder.newest_checkpoint())
                 if status is not None:
-                    status.update(progress.line(time.monotonic() - began))
+                    line = progress.line(time.monotonic() - began)
+                    status.update(line + delivery_lines(counters, lanes))
                 # From the answer on: a Flink that is slow to answer is not asked without a pause.
                 next_look = time.monotonic() + _LOOK_EVERY_S
             wait_a_moment()

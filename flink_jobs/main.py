@@ -46,6 +46,7 @@ from operators.bridge import (
     rows_of,
     side_output,
     union,
+    wake,
 )
 from operators.delivery import DELIVERED, Delivery, DeliveryRules
 from operators.events import partials_schema
@@ -232,10 +233,10 @@ def define_workflow(
     accepted, turned_away, at_gate = marked, [judged], at_marks
     if delivery:
         at_gate = env.get_parallelism()
-        laned = by_lane(marked, LANED_VALUE)
+        laned = by_lane(wake(marked, lanes, uid="wake", parallelism=at_marks), LANED_VALUE)
         if duplicates_ttl_ms:
             laned = dedup(laned, LANED_VALUE, uid="dedup", ttl_ms=duplicates_ttl_ms)
-        delivered = laned.process(Delivery(delivery), DELIVERED)
+        delivered = laned.process(Delivery(delivery, lanes), DELIVERED)
         delivered.uid("delivery").name("delivery").set_max_parallelism(LANE_GROUPS)
         accepted = from_lanes(delivered, uid="lanes", parallelism=at_gate)
         turned_away.append(delivered)

@@ -169,6 +169,21 @@ def lane_keys(lanes: int) -> tuple[int, ...]:
     raise BridgeError("Flink's hash of a key has changed: there is none for a lane")
 
 
+def wake(stream: DataStream, lanes: tuple[int, ...], *, uid: str, parallelism: int) -> DataStream:
+    """Rows of `lanes.LANED`, and each second an empty one for each lane (Wake.java).
+
+    Args:
+        stream: rows of `lanes.LANED`, with watermarks.
+        lanes: their keys.
+        uid: uid and name of the step.
+        parallelism: that of the step before.
+    """
+    keys = get_gateway().jvm.java.util.ArrayList()
+    for key in lanes:
+        keys.add(key)
+    return _add(stream, "Wake", uid, [keys], stream._j_data_stream.getType(), parallelism)
+
+
 def by_lane(stream: DataStream, value: RowTypeInfo) -> KeyedStream:
     """Rows of a lane's key and a value, keyed: `DataStream.key_by` without a Python step for it."""
     jvm = get_gateway().jvm

@@ -7,7 +7,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -111,6 +110,7 @@ class _Station:
     """A lane in this worker: its calls, and what Flink's state has of it.
 
     Attributes:
+        number: of the lane.
         round: its calls.
         head: as last saved; b"" for none.
         kept: chunks that the state has, and how many events of each.
@@ -120,13 +120,14 @@ class _Station:
         told: the status as last told.
     """
 
+    number: int
     round: Round
     head: bytes = b""
     kept: dict[int, int] = field(default_factory=dict)
     timer_ms: int = 0
     guarded: bool = False
     patience_ms: int = _COME_BY_MS
-    told: bytes = b""
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lane(self) -> Lane:
@@ -154,9 +155,21 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     first two are MessagePack with a version in front.
     """
 
-    def __init__(self, rules: DeliveryRules, now_ms: Callable[[], int] | None = None) -> None:
-        """Take the rules, which travel to the workers, and a clock for tests."""
+    def __init__(
+        self,
+        rules: DeliveryRules,
+        lanes: tuple[int, ...],
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """Take what travels to the workers.
+
+        Args:
+            rules: what delivery goes by.
+            lanes: the lanes' keys, see `bridge.lane_keys`.
+            now_ms: the clock, for tests.
+        """
         self._rules = rules
+        self._lanes = lanes
         self._now_ms = now_ms or _wall_clock_ms
 
     def open(self, runtime_context: RuntimeContext) -> None:
@@ -193,8 +206,9 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         """Take a batch's events of a lane in."""
         data, duplicates = value[1], np.frombuffer(value[2], ">i4")
         if not data:
-            return  # it only tells how far the partitions have come
-        output = _Output(self._rules, self._event_type, self._now_ms())
+            yield from self._woken(ctx)
+            return
+        output = self._output()
         parcel = self._parcel(data)
         if len(duplicates):
             output.left_out(parcel, duplicates)
@@ -208,20 +222,32 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
                 self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
 
+    def _woken(self, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+        """Look after a lane whose timers may have been lost with a checkpoint (Wake.java)."""
+        station, output = self._station(ctx.get_current_key()), self._output()
+        station.timer_ms, station.guarded = 0, False
+        with self._courier.locked():
+            self._settle(station, output, ctx)
+        yield from output.rows(ctx.get_current_key())
+
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[Any]:
         """Come by for what has become of a lane's events."""
         station = self._station(ctx.get_current_key())
         is_end = timestamp == _END_MS
         if not is_end and timestamp >= station.timer_ms:
             station.timer_ms = 0
-        output = _Output(self._rules, self._event_type, self._now_ms())
+        if is_end:
+            station.guarded = False
+            for output in self._drain(station, ctx):
+                yield from output.rows(ctx.get_current_key())
+            return
+        output = self._output()
         with self._courier.locked():
-            if is_end:
-                station.guarded = False
-                self._drain(station, output, ctx)
-            else:
-                self._settle(station, output, ctx)
+            self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
+
+    def _output(self) -> _Output:
+        return _Output(self._rules, self._event_type, self._now_ms())
 
     # --- what comes in
 
@@ -233,7 +259,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             chunks = [_decode_chunk(data) for data in self._records.values()]
             lane = Lane(self._rules.policy, _decode_head(head) if head else None, chunks)
             kept = {chunk.first: len(chunk) for chunk in chunks}
-            station = self._stations[key] = _Station(Round(lane), head, kept)
+            number = self._lanes.index(key)
+            station = self._stations[key] = _Station(number, Round(lane), head, kept)
         return station
 
     def _parcel(self, data: bytes) -> Parcel:
@@ -303,38 +330,49 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
                 output.leave(each, parcel, station.lane)
         self._save(station)
         self._come_by(station, ctx, has_moved=bool(left))
-        output.tell(_status(station.lane, self._now_ms()), station)
+        output.tell(station, self._now_ms())
 
     def _drain(
-        self, station: _Station, output: _Output, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> None:
+        self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
+    ) -> Iterator[_Output]:
         """The end of the input: finish what is due soon; the rest leaves as it is."""
         lane = station.lane
-        now_ms = self._now_ms()
-        self._drain_until_ms = self._drain_until_ms or now_ms + self._rules.drain_timeout_ms
-        while lane.count and now_ms < self._drain_until_ms:
-            self._settle(station, output, ctx)
-            next_ms = lane.next_ms()
-            if not lane.in_flight and (next_ms is None or next_ms > self._drain_until_ms):
+        self._drain_until_ms = self._drain_until_ms or self._now_ms() + self._rules.drain_timeout_ms
+        while lane.count and self._now_ms() < self._drain_until_ms:
+            output = self._output()
+            with self._courier.locked():
+                self._settle(station, output, ctx)
+                next_ms = lane.next_ms()
+                is_late = next_ms is None or next_ms > self._drain_until_ms
+                is_over = is_late and not lane.in_flight
+                if not is_over:
+                    self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
+            yield output
+            if is_over:
                 break
-            self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
-            now_ms = self._now_ms()
-        self._courier.stop(station.round)
-        if not self._courier.wait(
-            lambda: not lane.in_flight, 2 * self._rules.timeout_ms + _REST_MS
-        ):
-            raise RuntimeError(
-                "the target has blocked the event loop at the end of the input: its code must not "
-                "wait without await; let it be a plain def, which runs in a thread"
-            )
-        while (
-            first := next((f for f, c in lane.chunks.items() if c.records is None), None)
-        ) is not None:
-            parcel = self._at_hand(station, first)
-            station.round.left += [*lane.open(first, parcel.keys, parcel.sizes), *lane.flush()]
+        yield self._last_calls(station, ctx)
+        while lane.count:
+            output = self._output()
+            with self._courier.locked():
+                for first in [f for f, chunk in lane.chunks.items() if chunk.records is None][:1]:
+                    parcel = self._at_hand(station, first)
+                    station.round.left += lane.open(first, parcel.keys, parcel.sizes)
+                station.round.left += lane.flush()
+                self._settle(station, output, ctx)
+            yield output
+
+    def _last_calls(self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext) -> _Output:
+        """Begin no call any more, and wait for those that are out: each has its time limit."""
+        output, patience_ms = self._output(), 2 * self._rules.timeout_ms + _REST_MS
+        with self._courier.locked():
+            self._courier.stop(station.round)
+            if not self._courier.wait(lambda: not station.lane.in_flight, patience_ms):
+                raise RuntimeError(
+                    "the target has blocked the event loop at the end of the input: its code must "
+                    "not wait without await; let it be a plain def, which runs in a thread"
+                )
             self._settle(station, output, ctx)
-        station.round.left += lane.flush()
-        self._settle(station, output, ctx)
+        return output
 
     # --- what is kept
 
@@ -381,17 +419,14 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     ) -> None:
         """See to it that Flink comes by: one timer, and one for the end of the input."""
         lane, timers = station.lane, ctx.timer_service()
+        # None is deleted: for PyFlink one that is registered, deleted and registered again in one
+        # bundle is deleted. One too many costs a look.
         if lane.count and not station.guarded:
             timers.register_event_time_timer(_END_MS)
-        elif not lane.count and station.guarded:
-            timers.delete_event_time_timer(_END_MS)
-        station.guarded = bool(lane.count)
+            station.guarded = True
         station.patience_ms = _COME_BY_MS if has_moved else min(2 * station.patience_ms, _REST_MS)
         now_ms = self._now_ms()
         wanted_ms = self._next_visit_ms(station, now_ms)
-        if station.timer_ms > now_ms and (not wanted_ms or wanted_ms < station.timer_ms):
-            timers.delete_processing_time_timer(station.timer_ms)
-            station.timer_ms = 0
         if wanted_ms and not now_ms < station.timer_ms <= wanted_ms:
             timers.register_processing_time_timer(wanted_ms)
             station.timer_ms = wanted_ms
@@ -416,14 +451,16 @@ class _Output:
         self._event_type = event_type
         self._now_ms = now_ms
         self._date = iso_utc_ms(now_ms)[:10]
-        #: By minute and chunk; None for all of its events.
-        self._delivered: dict[tuple[int, int], tuple[Parcel, list[int] | None]] = {}
+        #: Each parcel with the places of what was delivered of it; None for all.
+        self._delivered: dict[Parcel, list[int] | None] = {}
         self._rejected = Rejected()
         self._fallback: list[bytes] = []
         #: By minute and source partition: pending, duplicates, what has gone to the fallback store,
         #: and dead letters by type.
         self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
         self._status = b""
+        self._delivered_count = 0
+        self._dead_letters = 0
 
     def arrived(self, parcel: Parcel) -> None:
         """Events have come in: they are pending."""
@@ -437,10 +474,10 @@ class _Output:
         """A record has left."""
         place = left.record.number - left.chunk
         if left.disposition == "delivered":
-            key = parcel.at_ms // MINUTE_MS, left.chunk
-            places = self._delivered.setdefault(key, (parcel, []))[1]
+            places = self._delivered.setdefault(parcel, [])
             assert places is not None  # noqa: S101 # a chunk leaves as a whole or one by one
             places.append(place)
+            self._delivered_count += 1
             return
         record, row = left.record, parcel.row(place)
         self._count(parcel, row)[_PENDING] -= 1
@@ -451,7 +488,8 @@ class _Output:
 
     def leave_whole(self, whole: Whole, parcel: Parcel) -> None:
         """A chunk has been delivered as it came."""
-        self._delivered[parcel.at_ms // MINUTE_MS, whole.chunk] = parcel, None
+        self._delivered[parcel] = None
+        self._delivered_count += whole.size
 
     def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
         """There is no room for an event, of a parcel that has all of its own."""
@@ -460,16 +498,19 @@ class _Output:
             return
         self._dead(parcel, row, "overflow", (), lane.head.last_failure, 0)
 
-    def tell(self, status: bytes, station: _Station) -> None:
+    def tell(self, station: _Station, now_ms: int) -> None:
         """What is to be told of the lane, if it is news."""
-        if status != station.told:
-            station.told = self._status = status
+        status = _status(station.lane, now_ms)
+        if status != station.told or self._delivered or self._dead_letters:
+            station.told = status
+            moved = {"delivered": self._delivered_count, "dead_letters": self._dead_letters}
+            self._status = msgspec.json.encode({"lane": station.number, **status, **moved})
 
     def rows(self, lane: int) -> Iterator[Any]:
         """All of it."""
         status, minutes = self._status, defaultdict(list)
-        for (minute, _), (parcel, places) in sorted(self._delivered.items(), key=itemgetter(0)):
-            minutes[minute].append((parcel, places))
+        for parcel, places in self._delivered.items():
+            minutes[parcel.at_ms // MINUTE_MS].append((parcel, places))
             self._add(parcel, parcel.tally(places), _PENDING, -1)
         for parcels in minutes.values():
             accepted = Accepted(self._event_type, self._rules.window_ms)
@@ -576,6 +617,7 @@ class _Output:
         envelope = fitted(write, len(payload), self._rules.max_envelope_bytes)
         self._rejected.add_dead(envelope, category, self._date, error_type)
         self._count(parcel, row)[error_type] += 1
+        self._dead_letters += 1
 
 
 def _parts(count: int, batch: int) -> Iterator[tuple[int, int]]:
@@ -599,16 +641,14 @@ def _why(disposition: str, history: tuple[Attempt, ...], reason: Attempt | None)
     return f"not tried: {because}{last}"
 
 
-def _status(lane: Lane, now_ms: int) -> bytes:
+def _status(lane: Lane, now_ms: int) -> dict[str, Any]:
     """What `bridge.from_lanes` and those who watch are told of a lane."""
-    return msgspec.json.encode(
-        {
-            "held_ms": lane.held_ms(now_ms),
-            "waiting": lane.count,
-            "in_flight": lane.in_flight,
-            "breaker": lane.breaker.state,
-        }
-    )
+    return {
+        "held_ms": lane.held_ms(now_ms),
+        "waiting": lane.count,
+        "in_flight": lane.in_flight,
+        "breaker": lane.breaker.state,
+    }
 
 
 def _encode_head(head: Head) -> bytes:

@@ -2,13 +2,14 @@
  * What comes out of delivery: accepted events, and what each lane tells of itself.
  *
  * Input: Row(lines, progress, times, partials, lane, status) (delivery.DELIVERED). Status is JSON, empty
- * where there is no news: waiting and in_flight (numbers), breaker (closed, open, half_open), and
- * held_ms, the event time that the watermark must not pass yet, or null.
+ * where there is no news: lane (its number), waiting and in_flight (how many there are), breaker (closed, open, half_open),
+ * held_ms (the event time that the watermark must not pass yet, or null), and delivered and dead_letters
+ * (how many more).
  * Output: Row(lines, progress, times, partials), where there are lines; watermarks as they come, but held
  * back while a lane holds them.
  *
- * What the lanes tell is counted as accumulators: delivery.waiting, delivery.in_flight, and of each lane
- * that is not closed delivery.open.N or delivery.half_open.N.
+ * What the lanes tell is counted as accumulators: delivery.waiting, .in_flight, .delivered, .dead_letters,
+ * and of each lane that is not closed delivery.open.N or delivery.half_open.N.
  *
  * Guarantee: what the lanes hold, and how far the watermark has been sent, is operator state, and each
  * subtask takes from it what its lanes are, whatever the parallelism; the least of what has been sent is
@@ -17,6 +18,7 @@
 public class Lanes extends AbstractStreamOperator implements OneInputStreamOperator {
   private static final int VERSION = 1;
   private static final String[] COUNTED = {"waiting", "in_flight"};
+  private static final String[] ADDED = {"delivered", "dead_letters"};
   private final int maxParallelism;
   private transient org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper json;
   private transient ListState state;
@@ -105,16 +107,20 @@ public class Lanes extends AbstractStreamOperator implements OneInputStreamOpera
     }
   }
 
-  private void tell(Integer lane, Map status) {
+  private void tell(Integer key, Map status) {
     Object ms = status.get("held_ms");
     if (ms == null) {
-      held.remove(lane);
+      held.remove(key);
     } else {
-      held.put(lane, Long.valueOf(((Number) ms).longValue()));
+      held.put(key, Long.valueOf(((Number) ms).longValue()));
     }
+    Object lane = status.get("lane");
     Map before = told.containsKey(lane) ? (Map) told.get(lane) : java.util.Collections.EMPTY_MAP;
     for (int i = 0; i < COUNTED.length; i++) {
       count(COUNTED[i], number(status.get(COUNTED[i])) - number(before.get(COUNTED[i])));
+    }
+    for (int i = 0; i < ADDED.length; i++) {
+      count(ADDED[i], number(status.get(ADDED[i])));
     }
     Object breaker = status.get("breaker");
     Object breakerBefore = before.containsKey("breaker") ? before.get("breaker") : "closed";

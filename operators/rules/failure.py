@@ -106,13 +106,22 @@ _CALLS: Final[dict[str, Handling]] = {
     "http_401": _REFUSED,
     "http_403": _REFUSED,
     "sqlstate_08": _TRANSIENT,  # the connection
+    "sqlstate_25": _TRANSIENT,  # a server that only reads: after a failover, for a while
     "sqlstate_40": _TRANSIENT,  # the transaction was rolled back: serialization, deadlock
     "sqlstate_53": _TRANSIENT,  # no room, too many connections
+    "sqlstate_55": _TRANSIENT,  # a lock, something in use
     "sqlstate_57": _TRANSIENT,  # shut down, cancelled
+    "sqlstate_58": _TRANSIENT,  # its disk
+    "sqlstate_21": _DATA,  # two rows for one
     "sqlstate_22": _DATA,  # a value does not fit
     "sqlstate_23": _DATA,  # a constraint
+    "sqlstate_44": _DATA,  # a view's check
+    "sqlstate_54": _DATA,  # too large
+    "sqlstate_P0": _DATA,  # a trigger that refuses the row
     "sqlstate_28": _REFUSED,  # the login
     "sqlstate_3D": _REFUSED,  # no such database
+    "sqlstate_3F": _REFUSED,  # no such schema
+    "sqlstate_0A": _REFUSED,  # it knows no such statement
     "sqlstate_42": _REFUSED,  # no such table or column, no right to it
     "builtins.TimeoutError": _TRANSIENT,
     "asyncio.exceptions.TimeoutError": _TRANSIENT,  # Python 3.10: a class of its own
@@ -120,6 +129,8 @@ _CALLS: Final[dict[str, Handling]] = {
     "builtins.ConnectionError": _TRANSIENT,
     "socket.gaierror": _TRANSIENT,
     "httpx.TransportError": _TRANSIENT,
+    "httpx.UnsupportedProtocol": _PERSISTENT,
+    "httpx.LocalProtocolError": _PERSISTENT,  # what was to be sent is none
     "psycopg.OperationalError": _TRANSIENT,  # without a SQLSTATE: the server is not there
 }
 _NAMES: Final = re.compile(

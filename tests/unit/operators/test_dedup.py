@@ -230,7 +230,7 @@ class Post:
             duplicates_ttl_ms=1_000,
         )
         self.harness = Harness(
-            Delivery(rules, lambda: self.ms),
+            Delivery(rules, (7,), lambda: self.ms),
             key_by=lambda _: 7,
             key_type=Types.INT(),
             input_type=LANED_VALUE,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from pyflink.common import Row, Types
@@ -31,7 +32,7 @@ from operators.rules.contract import load_contract
 from operators.rules.failure import FailureTable, Handling
 from operators.rules.lane import LanePolicy
 from operators.rules.times import iso_utc_ms
-from tests.harness import Harness
+from tests.harness import Harness, _Snapshot
 from tests.unit.operators.java_input import unpacked
 from tests.unit.rules.contracts import ECOMMERCE
 from tests.unit.rules.records import NOW_MS
@@ -121,7 +122,7 @@ class Post:
             }
         )
         self.harness = Harness(
-            Delivery(self.rules, self.clock),
+            Delivery(self.rules, (3, LANE), self.clock),
             key_by=lambda _: LANE,
             key_type=Types.INT(),
             input_type=LANED_VALUE,
@@ -152,6 +153,10 @@ class Post:
         row[1] = to_bytes(batch, packed=True)
         self.harness.process(Row(*row))
 
+    def wake(self) -> None:
+        """As Wake.java does."""
+        self.harness.process(Row(b"", b"", b""))
+
     def come_by(self, ms: int = 50) -> None:
         """Time passes, and Flink's timers fire."""
         time.sleep(0.002)
@@ -168,7 +173,7 @@ class Post:
         """The worker dies, and another one goes on from the checkpoint."""
         saved = self.harness.snapshot() if snapshot is None else snapshot
         self.harness.function._courier.close()
-        fresh = Delivery(self.rules, self.clock)
+        fresh = Delivery(self.rules, (3, LANE), self.clock)
         self.harness = self.harness.restore(saved, fresh, processing_time=self.clock.ms)
         self.outputs.append(self.harness)
 
@@ -219,7 +224,17 @@ class Post:
     def status(self) -> dict[str, Any]:
         rows = [row for harness in self.outputs for row in harness.output if row.status]
         assert rows[-1].lane == LANE
-        return json.loads(rows[-1].status)  # type: ignore[no-any-return]
+        status = json.loads(rows[-1].status)
+        assert status["lane"] == 1
+        return status  # type: ignore[no-any-return]
+
+    def leaves_nothing(self) -> None:
+        """No state and no timer, but the one that waits for the end of the input."""
+        assert self.harness.num_processing_time_timers() == 0
+        assert self.harness.num_event_time_timers() <= 1
+        assert self.harness.num_state_entries() == 0
+        self.harness.end_of_input()
+        self.harness.assert_no_leaks()
 
     def balances(self) -> None:
         """Each event that came in is in one place, and the books say the same."""
@@ -252,7 +267,7 @@ def test_what_a_quick_target_takes_leaves_at_once_and_nothing_is_kept(post: Make
     assert found.dead == {}
     found.balances()
     found.come_by(1_000)
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_the_line_is_that_of_processed_events(post: Make) -> None:
@@ -286,7 +301,7 @@ def test_a_failed_call_is_made_again_when_it_is_due_with_the_same_key(post: Make
     assert found.service.calls == [("p", key, 1), ("p", key, 2)]
     found.balances()
     found.come_by(2_000)
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_what_is_given_up_is_a_dead_letter_with_its_history(post: Make) -> None:
@@ -312,7 +327,7 @@ def test_what_is_given_up_is_a_dead_letter_with_its_history(post: Make) -> None:
     found.until(lambda: found.delivered == ["q"])
     found.balances()
     found.come_by(2_000)
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_an_error_that_nothing_is_known_of_costs_its_record_and_has_its_stack(post: Make) -> None:
@@ -390,7 +405,7 @@ def test_after_a_crash_calls_that_were_out_are_made_again_with_the_same_key(post
     assert found.service.calls[0] == found.service.calls[1]
     found.balances()
     found.come_by(2_000)
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_what_came_of_calls_behind_the_checkpoint_is_not_taken_twice(post: Make) -> None:
@@ -406,7 +421,7 @@ def test_what_came_of_calls_behind_the_checkpoint_is_not_taken_twice(post: Make)
     found.crash(snapshot)
     found.until(lambda: found.delivered == ["p"])
     assert found.books["pending"] + books_then == 0
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_a_breaker_that_is_open_stays_so_for_the_time_that_was_left(post: Make) -> None:
@@ -503,7 +518,56 @@ def test_and_what_is_due_later_is_a_dead_letter(post: Make) -> None:
     found.harness.assert_no_leaks()
 
 
+def test_what_the_target_has_answered_is_kept_until_it_is_written(post: Make) -> None:
+    """Also where a chunk's events were put away and read again while the input ended."""
+
+    async def deliver(event: Event) -> dict[str, float]:
+        await asyncio.sleep(0.002)
+        return {"price": 77.0}
+
+    found = post(deliver, policy={"calls": 4}, drain_timeout_ms=60_000)
+    for i in range(10):
+        found.bring(*(payload(f"p{i}-{j}", f"u{j % 3}") for j in range(20)))
+    found.harness.end_of_input()
+    assert len(found.lines) == 200
+    assert {line["price"] for line in found.lines} == {77.0}
+    found.harness.assert_no_leaks()
+
+
 # --- batches
+
+
+def test_a_lane_whose_timers_were_lost_is_looked_after_when_it_is_woken(post: Make) -> None:
+    """A timer of the last bundle before a checkpoint may not be in it."""
+    found = post()
+    found.service.answers["p"] = [ConnectionError("gone")]
+    found.bring(payload("p"))
+    found.until(lambda: bool(found.service.calls) and not found.status["in_flight"])
+    snapshot = msgspec.msgpack.decode(found.harness.snapshot(), type=_Snapshot)
+    snapshot.event_timers.clear()
+    snapshot.processing_timers.clear()
+    found.crash(msgspec.msgpack.encode(snapshot))
+    found.come_by(10_000)
+    assert len(found.service.calls) == 1
+    found.wake()
+    found.until(lambda: found.delivered == ["p"])
+    found.balances()
+    found.come_by(2_000)
+    found.leaves_nothing()
+
+
+def test_at_the_end_of_the_input_too(post: Make) -> None:
+    found = post(drain_timeout_ms=0)
+    found.service.answers["p"] = [ConnectionError("gone")]
+    found.bring(payload("p"))
+    found.until(lambda: bool(found.service.calls) and not found.status["in_flight"])
+    snapshot = msgspec.msgpack.decode(found.harness.snapshot(), type=_Snapshot)
+    snapshot.event_timers.clear()
+    found.crash(msgspec.msgpack.encode(snapshot))
+    found.wake()
+    found.harness.end_of_input()
+    assert found.dead["p"]["disposition"] == "flush_at_end"
+    found.balances()
 
 
 def test_a_batch_is_one_call_and_only_what_failed_of_it_is_made_again(post: Make) -> None:
@@ -528,7 +592,7 @@ def test_a_batch_is_one_call_and_only_what_failed_of_it_is_made_again(post: Make
     assert found.delivered == ["q", "bad", "p2"]
     found.balances()
     found.come_by(2_000)
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_a_large_batch_is_cut_into_calls(post: Make) -> None:
@@ -595,7 +659,7 @@ def test_fail_and_succeed_again_and_again_leaves_nothing(post: Make) -> None:
             found.until(lambda n=i + 1: len(found.delivered) == n, ms=200)  # type: ignore[misc]
     found.come_by(10_000)
     found.balances()
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_a_record_that_a_new_contract_refuses_is_a_dead_letter(post: Make) -> None:

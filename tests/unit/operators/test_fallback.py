@@ -102,7 +102,7 @@ def test_what_has_used_up_its_attempts_is_kept(store: Make) -> None:
     found.until(lambda: found.delivered == ["q", "r"])
     found.balances()
     found.come_by(1_000)
-    found.harness.assert_no_leaks()
+    found.leaves_nothing()
 
 
 def test_what_is_too_old_is_kept_even_if_it_was_never_its_turn(store: Make) -> None:
