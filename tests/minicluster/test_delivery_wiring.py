@@ -61,7 +61,7 @@ def test_uids_and_names_are_those_of_the_golden_list(transformations: list[Any])
 
 @pytest.mark.parametrize(
     ("call", "without"),
-    [(TARGET, {"dedup"}), (DEDUPLICATE, set()), ({}, {"dedup", "delivery", "lanes"})],
+    [(TARGET, {"dedup"}), (DEDUPLICATE, set()), ({}, {"dedup", "delivery", "lanes", "wake"})],
 )
 def test_what_is_switched_off_is_not_there_and_changes_no_other_uid(
     flink: Callable[..., Any], tmp_path: Path, call: dict[str, object], without: set[str]
