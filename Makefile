@@ -10,7 +10,7 @@ DOCKER ?= docker
 BENCH_KAFKA ?= --parts throughput threads latency soak outage
 TESTS ?= tests/unit tests/postgres tests/kafka tests/minicluster tests/cluster
 
-.PHONY: help run kafka-demo delivery-demo test check bench bench-kafka jars image image-steps venv clean
+.PHONY: help run kafka-demo delivery-demo test check bench bench-delivery bench-kafka jars image image-steps venv clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -38,6 +38,9 @@ check: venv  ## lint, format and types
 bench: venv  ## measure side by side; the tables in bench/README.md come from here
 	$(BIN)/python bench/main_job.py
 	$(MAKE) bench-kafka
+
+bench-delivery: venv  ## what delivery costs: beside none, beside AsyncDataStream and keyed state, beside a bare httpx loop
+	$(BIN)/python bench/delivery.py
 
 bench-kafka: venv jars  ## the part of it that is from Kafka to Kafka (needs Maven); BENCH_KAFKA has its options
 	$(BIN)/python -m bench.kafka $(BENCH_KAFKA)

@@ -1,0 +1,155 @@
+"""What delivery costs, in one run: `make bench-delivery`.
+
+Prints three tables, ready for bench/README.md:
+
+1. the main job on files with a no-op async target, beside the same without delivery;
+2. a no-op async target beside the same by PyFlink's AsyncDataStream, and by keyed state per record
+   (bench/delivery_yardstick.py), which both do nothing else;
+3. calls to a real HTTP server on loopback, beside a bare httpx loop on the same one.
+
+Start-up is measured apart, as in bench/main_job.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from bench.events import DATA, events_file
+from bench.measure import Cost, cost_of, machine, spread
+from tests.http_server import ServerProcess
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = 1000
+WITHOUT, BATCH, EACH, DEDUPLICATED = (
+    "without delivery",
+    "a batch a call",
+    "an event a call",
+    "and deduplicated",
+)
+ASYNC, STATE = "AsyncDataStream", "keyed state per record"
+TARGET = "BREAKWATER_DELIVERY__TARGET"
+BATCH_OF = {TARGET: "bench.delivery_targets:batch", "BREAKWATER_DELIVERY__BATCH_MAX_EVENTS": "1000"}
+ENVIRONS: dict[str, dict[str, str]] = {
+    WITHOUT: {},
+    BATCH: BATCH_OF,
+    EACH: {TARGET: "bench.delivery_targets:each"},
+    DEDUPLICATED: {**BATCH_OF, "BREAKWATER_DEDUPLICATE__ENABLED": "true"},
+}
+CALLS_AT_A_TIME = 20
+HTTP_EVENTS = 20_000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each program, in turn")
+    call = parser.parse_args()
+    print(machine())
+    compare(call.events, call.repeat)
+    http(call.repeat)
+    return 0
+
+
+def compare(events: int, repeat: int) -> None:
+    """Tables 1 and 2."""
+    source, few = events_file(events), events_file(events // 10)
+    runs: dict[str, list[Cost]] = {name: [] for name in (*ENVIRONS, ASYNC, STATE)}
+    for _ in range(repeat):
+        for name, environ in ENVIRONS.items():
+            runs[name].append(apart(breakwater, source, environ))
+        runs[ASYNC].append(apart([*yardstick, "--way", "async"], few, {}))
+        runs[STATE].append(apart([*yardstick, "--way", "state"], few, {}))
+    print(f"\n{events:,} events (the last two: a tenth), no-op async target, {repeat} in turn:\n")
+    print("| program | without start-up s | records/s | CPU us a record |")
+    print("|---|---|---|---|")
+    for name, costs in runs.items():
+        count = events // 10 if name in (ASYNC, STATE) else events
+        wall = statistics.median(cost.wall_s for cost in costs)
+        cpu = statistics.median(cost.cpu_s for cost in costs)
+        print(f"| {name} | {wall:.1f} | {count / wall:,.0f} | {cpu / count * 1e6:.1f} |")
+    print(f"\nThroughput of a batch a call to none: {ratios(runs[WITHOUT], runs[BATCH], 1)}")
+    for name in (ASYNC, STATE):
+        print(f"A batch a call to {name}: {ratios(runs[name], runs[BATCH], 10)}")
+        print(f"An event a call to {name}: {ratios(runs[name], runs[EACH], 10)}")
+
+
+def ratios(theirs: list[Cost], ours: list[Cost], factor: float) -> str:
+    """How many times as fast ours is; theirs had so many times fewer events."""
+    return spread([factor * t.wall_s / o.wall_s for t, o in zip(theirs, ours, strict=True)])
+
+
+def http(repeat: int) -> None:
+    """Table 3."""
+    source = events_file(HTTP_EVENTS)
+    found, rates = [], []
+    for _ in range(repeat):
+        with ServerProcess(most_requests=1000) as server:
+            bare = asyncio.run(bare_loop(f"{server.url}/events", source))
+            server.reset()
+            environ = {
+                TARGET: "http",
+                "BREAKWATER_HTTP__URL": f"{server.url}/events",
+                "BREAKWATER_DELIVERY__CALLS_PER_WORKER": str(CALLS_AT_A_TIME // 2),
+            }
+            cost = apart(breakwater, source, environ)
+            ours = (server.counts()["requests"] - TINY) / cost.wall_s
+        found.append(ours / bare)
+        rates.append((ours, bare))
+    ours, bare = (statistics.median(each) for each in zip(*rates, strict=True))
+    print(
+        f"\nHTTP, {CALLS_AT_A_TIME} calls at a time: {ours:,.0f} calls/s; a bare httpx loop {bare:,.0f}"
+    )
+    print(f"Breakwater to the bare loop: {spread(found)}")
+
+
+async def bare_loop(url: str, source: Path) -> float:
+    """Calls a second of as many coroutines that do nothing but post."""
+    lines = iter(source.read_bytes().splitlines())
+    count = 0
+
+    async def post(client: httpx.AsyncClient) -> None:
+        nonlocal count
+        for line in lines:
+            response = await client.post(url, content=line)
+            response.raise_for_status()
+            count += 1
+
+    limits = httpx.Limits(max_connections=CALLS_AT_A_TIME)
+    began = time.monotonic()
+    async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
+        await asyncio.gather(*(post(client) for _ in range(CALLS_AT_A_TIME)))
+    return count / (time.monotonic() - began)
+
+
+def apart(program: list[str], source: Path, environ: dict[str, str]) -> Cost:
+    """The run on the source without its start-up."""
+    start = measured(program, events_file(TINY), environ)
+    return measured(program, source, environ) - start
+
+
+breakwater = [str(Path(sys.executable).with_name("breakwater")), "run", "--json"]
+yardstick = [sys.executable, "-W", "ignore", str(ROOT / "bench" / "delivery_yardstick.py")]
+
+
+def measured(program: list[str], source: Path, environ: dict[str, str]) -> Cost:
+    output = DATA / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    call = ["--input", str(source), "--output", str(output)]
+    cost = cost_of([*program, *call], {**os.environ, "PYTHONPATH": str(ROOT), **environ})
+    shutil.rmtree(output, ignore_errors=True)
+    return cost
+
+
+if __name__ == "__main__":
+    sys.exit(main())
