@@ -2,10 +2,10 @@
 
     python bench/delivery_yardstick.py --way async --input events.jsonl --output out
 
-`--way async` is AsyncDataStream (its coroutine does nothing; results as they come). `--way state` is
-what a retry needs: a KeyedProcessFunction that writes each record to keyed state, calls, and takes
-it out again. Both decode and validate each line, and write it by the same file sink. There are no
-windows, no envelopes and no books: they do less than Breakwater does.
+`--way async` is AsyncDataStream (its coroutine does nothing; results as they come). `--way state`
+is what a retry needs: a KeyedProcessFunction that writes each record to keyed state, calls, and
+takes it out again. Both decode and validate each line, and write it by the same file sink. There
+are no windows, no envelopes and no books: they do less than Breakwater does.
 """
 
 from __future__ import annotations
