@@ -291,6 +291,8 @@ def flink_options(settings: Settings) -> dict[str, str]:
         # is finished before each checkpoint and is held in memory (packed) until then.
         "python.fn-execution.bundle.size": "8",
         "python.fn-execution.bundle.time": "100",
+        # What delivery writes to its state stays there, and not in the worker's memory.
+        "python.map-state.read-cache-size": "1",
         # Our Python steps have no metrics of their own, and Flink asks for them after each bundle.
         "python.metric.enabled": "false",
         "pipeline.object-reuse": "true",

@@ -11,13 +11,14 @@ import asyncio
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, overload
 
 from operators.parcels import INVALID_ANSWER, InvalidAnswer, Parcel
 from operators.rules.contract import SCHEMA_ERROR
+from operators.rules.envelope import MAX_STACKTRACE_CHARS
 from operators.rules.failure import FailureTable, Handling, retry_after_ms
 from operators.rules.lane import Call, Failure, Lane, Left, Whole
 from operators.rules.pace import Pace
@@ -27,6 +28,7 @@ from udfs.targets import Event, NotTried, Outcome, Target
 _CLOSE_WITHIN_S: Final = 10.0
 _MOST_MESSAGE_CHARS: Final = 300
 _DATA: Final = Handling("data_quality")
+_PERSISTENT: Final = Handling("persistent")
 _UNTRIED: Final = Failure("not_tried", "", Handling("transient", retryable=True), untried=True)
 T = TypeVar("T")
 
@@ -218,7 +220,11 @@ class Courier:
     async def _make(
         self, round_: Round, call: Call, records: list[tuple[Parcel, int, int]]
     ) -> None:
-        failures = await self._failures_of(records)
+        try:
+            failures = await self._failures_of(records)
+        except Exception as error:  # of the target's answer, or ours: it must not cost the slot
+            failed = _odd_failure(error, self._failures, self._now_ms())
+            failures = [failed] * len(records)
         with self._changed:
             now_ms = self._now_ms()
             round_.took_ms = now_ms - call.began_ms
@@ -243,14 +249,14 @@ class Courier:
         if good:
             called = [records[i] for i in good]
             outcomes = await self._outcomes(_Events(called))
-            if outcomes.count(None) < len(called):
+            if any(outcome is not None for outcome in outcomes):
                 for i, (parcel, place, _), outcome in zip(good, called, outcomes, strict=True):
                     failures[i] = self._failure(parcel, place, outcome)
         return failures
 
     async def _outcomes(self, events: _Events) -> Sequence[Outcome]:
         """What the target says, or what is to be said for it."""
-        task = asyncio.ensure_future(self._target.deliver(events))
+        task = asyncio.ensure_future(_survived(self._target.deliver(events)))
         try:
             done, _ = await asyncio.wait({task}, timeout=self._timeout_ms / 1000)
         except asyncio.CancelledError:
@@ -290,9 +296,27 @@ def failure_of(error: BaseException, table: FailureTable, now_ms: int) -> Failur
     """What a target has raised, as the table sees it."""
     error_type, handling = table.of_exception(error)
     headers = getattr(getattr(error, "response", None), "headers", None)
-    asked_ms = retry_after_ms(headers.get("retry-after"), now_ms) if headers is not None else 0
+    asked = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    asked_ms = retry_after_ms(asked, now_ms) if isinstance(asked, str) else 0
     said = str(error) or type(error).__name__
     message = bounded_text(" ".join(said.split()), _MOST_MESSAGE_CHARS)
     # Only one that is given up at once has a stack: the others would carry it through the state.
     stack = "" if handling.retryable else "".join(traceback.format_exception(error))
+    stack = bounded_text(stack, MAX_STACKTRACE_CHARS)
     return Failure(error_type, message, handling, asked_ms, stack)
+
+
+def _odd_failure(error: Exception, table: FailureTable, now_ms: int) -> Failure:
+    """One that cannot even be looked at: an exception whose text raises another one."""
+    try:
+        return failure_of(error, table, now_ms)
+    except Exception:  # nothing can be said of it but its name
+        return Failure(SCHEMA_ERROR, f"cannot be told: {type(error).__name__}", _PERSISTENT)
+
+
+async def _survived(delivery: Coroutine[Any, Any, T]) -> T:
+    """A target that wants to end the process must not end the loop of all lanes."""
+    try:
+        return await delivery
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"the target has raised {type(error).__name__}") from error

@@ -517,8 +517,8 @@ class _Output:
             for parcel, places in parcels:
                 accepted.add(*parcel.delivered(places), parcel.at_ms)
             (row,) = accepted.rows()
-            yield Row(**row.as_dict(), lane=lane, status=status)
-            status = b""
+            yield Row(**row.as_dict(), lane=lane, status=b"")
+        # Behind its events, all of them: until then the watermark is held back.
         if status:
             nothing = {"lines": b"", "progress": pack_progress([]), "times": b"", "partials": b""}
             yield Row(**nothing, lane=lane, status=status)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from operators.batches import Ints
 from operators.rules.contract import Column, Contract
-from operators.rules.identity import digest_of, identity_of
+from operators.rules.identity import digest_of
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 
 COORDINATES: Final = ("source_topic", "source_partition", "source_offset")
@@ -171,14 +171,16 @@ class EventType:
         """The events' keys."""
         return self._values(self.contract.key, events.lines)
 
-    def identity(self, payload: bytes, value: Any) -> str:
-        """What tells an event apart, as a text.
+    def idempotency_key(self, payload: bytes, value: Any, key: str) -> str:
+        """What tells an event apart from all others, as a text of hexadecimal digits.
 
         Args:
             payload: the record as it came.
             value: the event, an object of the contract's own class.
+            key: its key.
         """
-        return identity_of(payload, self._identity(value) if self._identity else None)
+        identity = self._identity(value) if self._identity else None
+        return digest_of(payload, identity, key).hex()
 
     def digests(self, payloads: Sequence[bytes], events: Events) -> bytes:
         """What tells the events of some payloads apart, one digest behind the other."""

@@ -140,7 +140,7 @@ class Parcel:
             payload=payload,
             line=self._lines[int(np.searchsorted(self._rows, row))],
             time_ms=self._batch.column("event_ms")[row].as_py(),
-            idempotency_key=self._event_type.identity(payload, value),
+            idempotency_key=self._event_type.idempotency_key(payload, value, self.keys[row]),
             source_topic=topic,
             source_partition=partition,
             source_offset=self.records.origin.offsets[row],

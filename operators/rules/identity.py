@@ -12,30 +12,20 @@ from typing import Final
 DIGEST_BYTES: Final = 16
 
 
-def identity_of(payload: bytes, value: str | int | None) -> str:
-    """The identity as a text: the same for the same event, through retries, restarts and redrives.
-
-    Args:
-        payload: the record as it came.
-        value: of the field that the contract names as the identity; None if it names none.
-    """
-    return _md5(payload).hex() if value is None else str(value)
-
-
 def digest_of(payload: bytes, value: str | int | None, key: str) -> bytes:
-    """The identity among all events, in `DIGEST_BYTES`.
+    """The same for the same event, through retries, restarts and redrives; `DIGEST_BYTES` long.
 
     Events of different keys are never the same event, whatever their field says: they are in
     different lanes, or by chance in one, and that must not decide. A payload holds its key.
 
     Args:
-        payload: as for `identity_of`.
-        value: as for `identity_of`.
+        payload: the record as it came.
+        value: of the field that the contract names as the identity; None if it names none.
         key: the event's key.
     """
     if value is None:
         return _md5(payload)
-    text = f"{len(key)}:{key}{identity_of(payload, value)}"
+    text = f"{len(key)}:{key}{value}"
     return _md5(text.encode("utf-8", "surrogatepass"))
 
 

@@ -401,7 +401,10 @@ class Lane:
         size = self.policy.batch if self.breaker.state == "closed" else 1
         self._promote(now_ms)
         while len(records) < size:
-            record = self._next_due(now_ms, has, numbers)
+            if self.breaker.state == "half_open":
+                record = self._probe(now_ms, has)
+            else:
+                record = self._next_due(now_ms, has, numbers)
             if record is None:
                 break
             records.append(record)
@@ -665,6 +668,23 @@ class Lane:
             self._unloaded.add(first)
         return None
 
+    def _probe(self, now_ms: int, has: Callable[[int], bool]) -> Waiting | None:
+        """What to try the target out with: the record whose last failure is the longest ago.
+
+        Else one that fails whatever the target does would be the probe each time, and as probes do
+        not count nobody would ever come to an end.
+        """
+        ready = (self._record(number) for number in self._ready)
+        due = [record for record in ready if record and record.due_ms <= now_ms]
+        if not due:
+            return None
+        record = min(due, key=lambda each: (_last_failure_ms(each), each.number))
+        first = self.chunk_of(record.number).first
+        if has(first):
+            return record
+        self._unloaded.add(first)
+        return None
+
     def _may_go(self, record: Waiting, in_call: set[int]) -> bool:
         """Whether those of its key before it have left, or are in the same call."""
         if self._is_next(record):
@@ -693,7 +713,8 @@ class Lane:
             failure.handling.category,
             failure.stacktrace,
         )
-        self.head.last_failure = attempt
+        # Of others it is only told what the target has said.
+        self.head.last_failure = msgspec.structs.replace(attempt, stacktrace="")
         record.history = _bounded((*record.history, attempt))
         record.first_failure_ms = record.first_failure_ms or now_ms
         if not failure.handling.retryable:
@@ -767,6 +788,10 @@ class Lane:
             del self._of_key[record.key]
         elif was_first and (follower := self._record(queue[0])) is not None:
             heapq.heappush(self._parked, (follower.due_ms, follower.number))
+
+
+def _last_failure_ms(record: Waiting) -> int:
+    return record.history[-1].at_ms if record.history else 0
 
 
 def _outcome(failures: Sequence[Failure | None]) -> Outcome:

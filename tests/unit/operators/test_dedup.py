@@ -28,6 +28,7 @@ from operators.parcels import InvalidAnswer, Parcel
 from operators.records import BatchReader
 from operators.rules.contract import Contract, load_contract
 from operators.rules.failure import FailureTable
+from operators.rules.identity import digest_of
 from operators.rules.lane import LanePolicy
 from operators.rules.poison import PoisonRules
 from operators.rules.verdict import Judge
@@ -183,9 +184,15 @@ def events_of(
 
 def test_the_idempotency_key_is_the_identity() -> None:
     assert parcel(BY_PAYLOAD, payload()).event(0, 1).idempotency_key == md5(payload()).hex()
-    assert parcel(BY_PRODUCT, payload()).event(0, 1).idempotency_key == "p1"
+    product = parcel(BY_PRODUCT, payload())
+    assert product.event(0, 1).idempotency_key == digest_of(b"", "p1", product.keys[0]).hex()
     sensor = parcel(load_contract(*READING), reading("aa", 11))
-    assert sensor.event(0, 1).idempotency_key == "11"
+    assert sensor.event(0, 1).idempotency_key == digest_of(b"", 11, sensor.keys[0]).hex()
+
+
+def test_two_keys_with_the_same_field_are_two_events_for_the_target_too() -> None:
+    one, other = parcel(BY_PRODUCT, payload("a")), parcel(BY_PRODUCT, payload("b"))
+    assert one.event(0, 1).idempotency_key != other.event(0, 1).idempotency_key
 
 
 def test_an_answer_cannot_give_an_event_another_identity() -> None:

@@ -102,6 +102,7 @@ class Post:
         self.clock = Clock()
         self.service = Service()
         self.arrived = 0
+        self.at_ms = NOW_MS
         self.function = function or self.service.deliver
         policy = {"retry": RETRY, "breaker": CALM, "batch": batch, **changes.pop("policy", {})}
         self.rules = DeliveryRules(
@@ -148,7 +149,7 @@ class Post:
             for i, each in enumerate(payloads)
         ]
         self.arrived += len(rows)
-        batch = pa.RecordBatch.from_pylist(rows, EVENTS.with_metadata({AT_MS: b"%d" % NOW_MS}))
+        batch = pa.RecordBatch.from_pylist(rows, EVENTS.with_metadata({AT_MS: b"%d" % self.at_ms}))
         row = [b""] * len(LANED_VALUE.get_field_types())
         row[1] = to_bytes(batch, packed=True)
         self.harness.process(Row(*row))
@@ -215,7 +216,7 @@ class Post:
                 for line in block.splitlines():
                     row = json.loads(line)
                     assert (row["source_topic"], row["source_partition"]) == ("t", 3)
-                    assert row["minute_ms"] == NOW_MS - NOW_MS % 60_000
+                    assert row["minute_ms"] in {ms - ms % 60_000 for ms in (NOW_MS, self.at_ms)}
                     books["pending"] += row["pending"]
                     books.update(row["dead_lettered"])
         return books
@@ -340,6 +341,54 @@ def test_an_error_that_nothing_is_known_of_costs_its_record_and_has_its_stack(po
     assert letter["failure_category"] == "persistent"
     assert "ZeroDivisionError: oh" in letter["error_stacktrace"]
     assert "in deliver" in letter["error_stacktrace"]
+
+
+class Odd(Exception):
+    """Its text cannot be told."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (Odd(), "value_error"),
+        (SystemExit(3), "runtime_error"),
+        (ValueError("bad \udc80"), "value_error"),
+        (ValueError("x" * 3_000_000), "value_error"),
+    ],
+    ids=["no text", "exit", "surrogate", "long"],
+)
+def test_whatever_a_target_raises_costs_its_record_and_no_more(
+    post: Make, error: BaseException, error_type: str
+) -> None:
+    found = post(calls_per_worker=1)
+    found.service.answers["p"] = [error]
+    found.service.answers["waits"] = [ConnectionError("gone")] * 2
+    found.bring(payload("waits", "w"), payload("p"), payload("q", "v"))
+    found.until(lambda: "p" in found.dead and "q" in found.delivered)
+    assert found.dead["p"]["error_type"] == error_type
+    found.until(lambda: "waits" in found.delivered, ms=200)
+    found.balances()
+
+
+def test_the_watermark_is_let_go_behind_the_last_event(post: Make) -> None:
+    """Events of two minutes are two rows: what the lane holds back stands in the last one."""
+    found = post()
+    found.service.is_down = True
+    found.bring(payload("p", "a"))
+    found.at_ms += 60_000
+    found.bring(payload("q", "b"))
+    found.until(lambda: not found.status["in_flight"])
+    found.service.is_down = False
+    found.until(lambda: len(found.delivered) == 2, ms=5_000)
+    rows = found.harness.output
+    last = max(i for i, row in enumerate(rows) if row.lines)
+    telling = [i for i, row in enumerate(rows) if row.status]
+    assert len([row for row in rows if row.lines]) == 2
+    assert last not in telling
+    assert max(telling) > last
 
 
 def test_the_users_entries_decide_first(post: Make) -> None:

@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.rules.identity import DIGEST_BYTES, digest_of, identity_of
+from operators.rules.identity import DIGEST_BYTES, digest_of
 
 #: As JSON may bring them: lone surrogates included.
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=6)
@@ -15,15 +15,7 @@ VALUES = st.none() | st.integers() | TEXTS
 
 
 def test_without_a_field_it_is_the_checksum_that_envelopes_have() -> None:
-    assert identity_of(b"abc", None) == "900150983cd24fb0d6963f7d28e17f72"
     assert digest_of(b"abc", None, "key") == hashlib.md5(b"abc").digest()  # noqa: S324
-
-
-def test_with_a_field_it_is_its_value_as_a_text() -> None:
-    assert identity_of(b"abc", "order 7") == "order 7"
-    assert identity_of(b"abc", 7) == "7"
-    assert identity_of(b"abc", 0) == "0"
-    assert identity_of(b"abc", "") == ""
 
 
 @given(st.binary(max_size=3), st.binary(max_size=3), VALUES, VALUES, TEXTS, TEXTS)

@@ -344,6 +344,17 @@ def test_a_record_that_waits_is_the_probe_and_a_probe_uses_up_nothing() -> None:
     assert found.count == 5
 
 
+def test_one_that_fails_whatever_the_target_does_is_not_the_probe_for_ever() -> None:
+    found = opened()
+    at_ms = NOW_MS
+    while found.count and at_ms < NOW_MS + 3_600_000:
+        for number in begin(found, at_ms):
+            end(found, number, BUSY if number == 0 else None, at_ms)
+        at_ms = max(at_ms + 1, found.next_ms() or 0)
+    assert found.count == 0, "it has kept the others from being called with"
+    assert found.head.last_failure
+
+
 def test_when_the_probe_succeeds_the_others_follow_a_few_at_a_time() -> None:
     found = opened()
     at_ms = NOW_MS + 60_000
