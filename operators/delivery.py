@@ -216,9 +216,9 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         if len(parcel):
             station = self._station(ctx.get_current_key())
             with self._courier.locked():
-                self._bring(station, parcel, output)
+                brought = self._bring(station, parcel, output)
                 self._courier.start(station.round)
-                self._wait(station)
+                self._wait(station, brought)
                 self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
 
@@ -259,6 +259,11 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             chunks = [_decode_chunk(data) for data in self._records.values()]
             lane = Lane(self._rules.policy, _decode_head(head) if head else None, chunks)
             kept = {chunk.first: len(chunk) for chunk in chunks}
+            if key not in self._lanes:
+                raise RuntimeError(
+                    "delivery.lanes is less than it was when the savepoint was taken: set it to "
+                    "what it was then, a job keeps it for ever"
+                )
             number = self._lanes.index(key)
             station = self._stations[key] = _Station(number, Round(lane), head, kept)
         return station
@@ -266,8 +271,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     def _parcel(self, data: bytes) -> Parcel:
         return Parcel.of_data(data, self._event_type, self._judge, self._now_ms())
 
-    def _bring(self, station: _Station, parcel: Parcel, output: _Output) -> None:
-        """Take events into the lane, as many as there is room for."""
+    def _bring(self, station: _Station, parcel: Parcel, output: _Output) -> list[int]:
+        """Take events into the lane, as many as there is room for; returns their chunks."""
         lane = station.lane
         sizes = parcel.sizes
         fits = lane.room(sizes)
@@ -276,13 +281,16 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             for row in range(fits, len(sizes)):
                 output.overflow(parcel, row, lane)
             if not fits:
-                return
+                return []
+        brought = []
         for begin, end in _parts(fits, lane.policy.batch):
             part = parcel.part(begin, end)
             part.judge()
             chunk = lane.accept(sizes[begin:end], part.event_ms, self._now_ms())
             station.round.parcels[chunk.first] = part
+            brought.append(chunk.first)
         self._look(station, output)
+        return brought
 
     def _look(self, station: _Station, output: _Output) -> None:
         """Bring what the lane wants: a chunk to look into, or events that are due."""
@@ -302,11 +310,14 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             parcels[first] = self._parcel(self._parcels.get(first))
         return parcels[first]
 
-    def _wait(self, station: _Station) -> None:
-        """For a target that is quick; or, before there is no room any more, for any one."""
+    def _wait(self, station: _Station, brought: list[int]) -> None:
+        """For a target that is quick; or, before there is no room any more, for any one.
+
+        A call that hangs, or a record that is tried again, is not waited for.
+        """
         lane = station.lane
         if station.round.took_ms <= _QUICK_MS and lane.breaker.state == "closed":
-            self._courier.wait(lambda: not lane.in_flight and not lane.count, _QUICK_MS)
+            self._courier.wait(lambda: lane.chunks.keys().isdisjoint(brought), _QUICK_MS)
         fullness = lane.fullness
         if fullness > _SOFT_LIMIT:
             share = (fullness - _SOFT_LIMIT) / (1 - _SOFT_LIMIT)

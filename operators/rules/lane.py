@@ -504,7 +504,8 @@ class Lane:
         """When there is something to do without a call coming back; None for never."""
         times = []
         if (self._peek() is not None or self._unopened) and self.in_flight < self.policy.calls:
-            due_ms = self._parked[0][0] if self._parked and not self._ready else 0
+            is_ready = bool(self._ready) or self._mixed is not None
+            due_ms = self._parked[0][0] if self._parked and not is_ready else 0
             change_ms = next_change_ms(self.breaker, self.policy.breaker)
             if permitted(self.breaker, self.policy.breaker, self.in_flight) > 0:
                 times.append(due_ms)
