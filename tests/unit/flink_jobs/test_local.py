@@ -301,7 +301,7 @@ def watched(
     monkeypatch.setattr(local, "wait_a_moment", pause)
     monkeypatch.setattr(local.time, "monotonic", lambda: job.now_s)
     plan = ReadPlan((), split_bytes=100, lanes=1)
-    assert local._wait(job, plan, OutputFolder(output), Interrupt(), seen, None)
+    assert local._wait(job, plan, OutputFolder(output), Interrupt(), seen, 16, None)
     return job, seen
 
 
