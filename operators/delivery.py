@@ -20,11 +20,12 @@ from operators.bridge import BYTES
 from operators.courier import Courier, Round
 from operators.events import EventType
 from operators.fallback import fallback_line, fallback_rows
+from operators.origin import MINUTE_MS
 from operators.orphan import end_when_orphaned
 from operators.outgoing import Accepted, Rejected
 from operators.parcels import Parcel
 from operators.rules.contract import Contract
-from operators.rules.envelope import Source, Tries, envelope_line
+from operators.rules.envelope import Tries, envelope_line
 from operators.rules.failure import FailureTable
 from operators.rules.fitting import fitted
 from operators.rules.lane import (
@@ -43,7 +44,6 @@ from operators.rules.verdict import Judge, Rejection
 from udfs.targets import Target
 
 STAGE: Final = "delivery"
-MINUTE_MS: Final = 60_000
 #: What has been delivered: as `bridge.ACCEPTED`, and what `bridge.from_lanes` is told of the lane.
 DELIVERED: Final = Types.ROW_NAMED(
     ["lines", "progress", "times", "partials", "lane", "status"], [*[BYTES] * 4, Types.INT(), BYTES]
@@ -519,7 +519,7 @@ class _Output:
 
     def rows(self, lane: int) -> Iterator[Any]:
         """All of it."""
-        status, minutes = self._status, defaultdict(list)
+        minutes = defaultdict(list)
         for parcel, places in self._delivered.items():
             minutes[parcel.at_ms // MINUTE_MS].append((parcel, places))
             self._add(parcel, parcel.tally(places), _PENDING, -1)
@@ -530,9 +530,9 @@ class _Output:
             (row,) = accepted.rows()
             yield Row(**row.as_dict(), lane=lane, status=b"")
         # Behind its events, all of them: until then the watermark is held back.
-        if status:
+        if self._status:
             nothing = {"lines": b"", "progress": pack_progress([]), "times": b"", "partials": b""}
-            yield Row(**nothing, lane=lane, status=status)
+            yield Row(**nothing, lane=lane, status=self._status)
         yield from fallback_rows(self._fallback)
         self._rejected.count([*self._count_lines()])
         yield from self._rejected.rows()
@@ -588,14 +588,7 @@ class _Output:
         message = _why(disposition, history, reason)
         category = reason.category if reason else "transient"
         records = parcel.records
-        topic, partition = records.origin.partition_of(row)
-        source = Source(
-            topic=topic,
-            partition=partition,
-            offset=records.origin.offsets[row],
-            timestamp_ms=records.timestamp_ms(row),
-            key=records.key(row),
-        )
+        source = records.source(row)
         first_ms = history[0].at_ms if history else self._now_ms
         tries = Tries(
             category,

@@ -18,7 +18,7 @@ from operators.orphan import end_when_orphaned
 from operators.outgoing import Accepted, Rejected, Size
 from operators.records import NOTHING_ODD, Reader, Records
 from operators.rules.contract import SCHEMA_ERROR, Contract
-from operators.rules.envelope import Source, envelope_line
+from operators.rules.envelope import envelope_line
 from operators.rules.fitting import fitted
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
@@ -158,7 +158,6 @@ class Intake(ProcessFunction):  # type: ignore[misc]
         rejected.count(records.origin.count_lines(accepted.at_ms, judged.rejected))
 
     def _envelope(self, records: Records, row: int, why: Rejection, now_ms: int) -> bytes:
-        topic, partition = records.origin.partition_of(row)
         odd = records.odd.get(row, NOTHING_ODD)
         payload = records.payloads[row]
         # Only a record that is too long is cut: any other one must be fit to be sent again, where
@@ -168,13 +167,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]
             if why.error_type == OVERSIZED
             else self._rules.max_record_bytes
         )
-        source = Source(
-            topic=topic,
-            partition=partition,
-            offset=records.origin.offsets[row],
-            timestamp_ms=records.timestamp_ms(row),
-            key=records.key(row),
-        )
+        source = records.source(row)
         metadata = records.headers(row)
 
         def write(payload_limit_bytes: int) -> bytes:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from operators.batches import SplitMark, from_bytes
 from operators.origin import Origin
+from operators.rules.envelope import Source
 from operators.rules.splits import Lines
 
 #: Windows and the border are best served with large batches, the worker's memory with small ones:
@@ -83,6 +84,17 @@ class Records:
     def __len__(self) -> int:
         """How many."""
         return len(self.payloads)
+
+    def source(self, row: int) -> Source:
+        """Where a record came from, for its envelope."""
+        topic, partition = self.origin.partition_of(row)
+        return Source(
+            topic=topic,
+            partition=partition,
+            offset=self.origin.offsets[row],
+            timestamp_ms=self.timestamp_ms(row),
+            key=self.key(row),
+        )
 
     def key(self, row: int) -> bytes | None:
         """The key of a record, if its source has keys."""
