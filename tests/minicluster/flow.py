@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from flink_jobs.main import flink_options
-from flink_jobs.settings import Settings
+from flink_jobs.deliveries import delivery_rules
+from flink_jobs.files import line_limits
+from flink_jobs.main import define_workflow, flink_options, intake_rules
+from flink_jobs.settings import Settings, load_settings
+from operators.file_source import FileSource
+from operators.rules.splits import InputFile, ReadPlan
+from operators.sinks import FileSinks
 
 
 def environment(flink: Callable[..., Any], settings: Settings) -> Any:
     """One with the options of a real run."""
     options = flink_options(settings).items()
     return flink(**{name.replace("-", "___").replace(".", "_"): value for name, value in options})
+
+
+def main_job(flink: Callable[..., Any], folder: Path, call: dict[str, object]) -> list[Any]:
+    """Every step of the main job on a file, as these settings have it; sources first."""
+    settings = load_settings(None, {"parallelism": 3, **call}, {})
+    env = environment(flink, settings)
+    plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
+    sinks = FileSinks(folder, 10**8, 60_000, 2048, 10**6, 200)
+    define_workflow(
+        env,
+        FileSource(plan, line_limits(settings)),
+        sinks,
+        sinks,
+        rules=intake_rules(settings),
+        windows=settings.windows,
+        delivery=delivery_rules(settings),
+    )
+    return steps_of(env)
 
 
 def steps_of(env: Any) -> list[Any]:

@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 import operators.outgoing
-from flink_jobs.deliveries import delivery_rules
-from flink_jobs.files import line_limits
-from flink_jobs.main import define_workflow, intake_rules
-from flink_jobs.settings import load_settings
 from operators.bridge import LANE_GROUPS
-from operators.file_source import FileSource
-from operators.rules.splits import InputFile, ReadPlan
-from operators.sinks import FileSinks
-from tests.minicluster.flow import environment, parallelism, pickled, steps_of, uids
+from tests.minicluster.flow import main_job, parallelism, pickled, uids
 from tests.minicluster.test_wiring import output_tags
 
 pytestmark = pytest.mark.minicluster
@@ -27,27 +20,9 @@ TARGET = {"delivery.target": "builtins:print"}
 DEDUPLICATE = {"deduplicate.enabled": True}
 
 
-def steps(flink: Callable[..., Any], folder: Path, call: dict[str, object]) -> list[Any]:
-    """Every step of the main job, sources first."""
-    settings = load_settings(None, {"parallelism": 3, **call}, {})
-    env = environment(flink, settings)
-    plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
-    sinks = FileSinks(folder, 10**8, 60_000, 2048, 10**6, 200)
-    define_workflow(
-        env,
-        FileSource(plan, line_limits(settings)),
-        sinks,
-        sinks,
-        rules=intake_rules(settings),
-        windows=settings.windows,
-        delivery=delivery_rules(settings),
-    )
-    return steps_of(env)
-
-
 @pytest.fixture
 def transformations(flink: Callable[..., Any], tmp_path: Path) -> list[Any]:
-    return steps(flink, tmp_path, {**TARGET, **DEDUPLICATE})
+    return main_job(flink, tmp_path, {**TARGET, **DEDUPLICATE})
 
 
 def by_uid(transformations: list[Any]) -> dict[str, Any]:
@@ -69,7 +44,7 @@ def test_what_is_switched_off_is_not_there_and_changes_no_other_uid(
     """So each can be switched on later, and the rest of the state stays."""
     golden = GOLDEN.read_text().splitlines()
     wanted = [line for line in golden if line.split(" | ")[0] not in without]
-    assert uids(steps(flink, tmp_path, call)).splitlines() == wanted
+    assert uids(main_job(flink, tmp_path, call)).splitlines() == wanted
 
 
 def test_every_step_that_can_hold_state_has_a_uid(transformations: list[Any]) -> None:

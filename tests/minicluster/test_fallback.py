@@ -15,7 +15,7 @@ import pytest
 from flink_jobs.audit import audit_folder
 from flink_jobs.output import OutputFolder
 from tests.http_server import HttpServer, Rule
-from tests.minicluster.flow import environment, pickled, steps_of
+from tests.minicluster.flow import main_job, pickled
 from tests.oracle import Expected, at, expect, lines_of, placed_rows, rows
 from tests.runs import events, run, settings_file, started, wait_until
 
@@ -145,29 +145,8 @@ def test_with_the_target_down_all_goes_to_the_store_once_and_is_sent_later_once(
 def test_the_store_is_in_the_flow_where_the_settings_say_so(
     flink: Callable[..., Any], tmp_path: Path, fallback: str
 ) -> None:
-    from flink_jobs.deliveries import delivery_rules
-    from flink_jobs.files import line_limits
-    from flink_jobs.main import define_workflow, intake_rules
-    from flink_jobs.settings import load_settings
-    from operators.file_source import FileSource
-    from operators.rules.splits import InputFile, ReadPlan
-    from operators.sinks import FileSinks
-
     call = {"delivery.target": "http", "http.url": "http://h/", "delivery.fallback": fallback}
-    settings = load_settings(None, {"parallelism": 3, **call}, {})
-    env = environment(flink, settings)
-    plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
-    sinks = FileSinks(tmp_path, 10**8, 60_000, 2048, 10**6, 200)
-    define_workflow(
-        env,
-        FileSource(plan, line_limits(settings)),
-        sinks,
-        sinks,
-        rules=intake_rules(settings),
-        windows=settings.windows,
-        delivery=delivery_rules(settings),
-    )
-    steps = steps_of(env)
+    steps = main_job(flink, tmp_path, call)
     uids = {step.getUid() for step in steps}
     assert ({"fallback", "fallback-blocks"} <= uids) is (fallback == "file")
     consumed = {

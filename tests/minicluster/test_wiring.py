@@ -12,14 +12,10 @@ import pytest
 from pyflink.datastream import OutputTag
 
 import operators.outgoing
-from flink_jobs.files import line_limits
-from flink_jobs.main import define_workflow, intake_rules, windows_sql
+from flink_jobs.main import windows_sql
 from flink_jobs.settings import load_settings
 from operators import bridge
-from operators.file_source import FileSource
-from operators.rules.splits import InputFile, ReadPlan
-from operators.sinks import FileSinks
-from tests.minicluster.flow import environment, parallelism, pickled, steps_of, uids
+from tests.minicluster.flow import main_job, parallelism, pickled, uids
 
 pytestmark = pytest.mark.minicluster
 
@@ -29,19 +25,7 @@ GOLDEN = Path(__file__).with_name("uids.txt")
 @pytest.fixture
 def transformations(flink: Callable[..., Any], tmp_path: Path) -> list[Any]:
     """Every step of the main job, sources first."""
-    settings = load_settings(None, {"parallelism": 3}, {})
-    env = environment(flink, settings)
-    plan = ReadPlan((InputFile("/data/events.jsonl", 10_000_000, False, 0),), 1_000_000, 2)
-    sinks = FileSinks(tmp_path, 10**8, 60_000, 2048, 10**6, 200)
-    define_workflow(
-        env,
-        FileSource(plan, line_limits(settings)),
-        sinks,
-        sinks,
-        rules=intake_rules(settings),
-        windows=settings.windows,
-    )
-    return steps_of(env)
+    return main_job(flink, tmp_path, {})
 
 
 def test_uids_and_names_are_those_of_the_golden_list(transformations: list[Any]) -> None:
