@@ -43,7 +43,7 @@ LANES = 16
 def is_good(line: str) -> bool:
     try:
         msgspec.json.decode(line, type=EcommerceEvent)
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
     return True
 
