@@ -17,7 +17,8 @@ from operators.courier import Courier, Round
 from operators.delivery import DeliveryRules
 from operators.fallback import FallbackError, FallbackReader, Stored, StoredParcel, with_key
 from operators.rules.breaker import next_change_ms
-from operators.rules.lane import Attempt, Lane, Left, Whole
+from operators.rules.lane import Lane
+from operators.rules.lane_records import Attempt, Left, Whole
 from operators.rules.pace import Pace
 from operators.rules.times import iso_utc_ms
 

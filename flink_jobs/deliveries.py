@@ -12,7 +12,7 @@ from flink_jobs.setting_tables import Settings
 from operators.delivery import DeliveryRules
 from operators.fallback import UNDELIVERED, refuse_contract
 from operators.rules.failure import FailureTable
-from operators.rules.lane import Disposition, LanePolicy
+from operators.rules.lane_records import Disposition, LanePolicy
 from udfs.function_target import FunctionTarget, load_function
 from udfs.http_target import HttpSettings, HttpTarget
 from udfs.no_target import NoTarget

@@ -20,7 +20,8 @@ from operators.parcels import INVALID_ANSWER, InvalidAnswer, Parcel
 from operators.rules.contract import SCHEMA_ERROR
 from operators.rules.envelope import MAX_STACKTRACE_CHARS
 from operators.rules.failure import FailureTable, Handling, retry_after_ms
-from operators.rules.lane import Call, Failure, Lane, Left, Whole
+from operators.rules.lane import Lane
+from operators.rules.lane_records import Call, Failure, Left, Whole
 from operators.rules.pace import Pace
 from operators.rules.verdict import bounded_text
 from udfs.targets import Event, NotTried, Outcome, Target

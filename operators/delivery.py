@@ -28,16 +28,8 @@ from operators.rules.contract import Contract
 from operators.rules.envelope import Tries, envelope_line
 from operators.rules.failure import FailureTable
 from operators.rules.fitting import fitted
-from operators.rules.lane import (
-    Attempt,
-    Chunk,
-    Disposition,
-    Head,
-    Lane,
-    LanePolicy,
-    Left,
-    Whole,
-)
+from operators.rules.lane import Lane
+from operators.rules.lane_records import Attempt, Chunk, Disposition, Head, LanePolicy, Left, Whole
 from operators.rules.poison import PoisonRules
 from operators.rules.times import iso_utc_ms
 from operators.rules.verdict import Judge, Rejection

@@ -24,7 +24,7 @@ from operators.events import COORDINATES, EventType, takes_utc
 from operators.lanes import AT_MS
 from operators.parcels import Parcel
 from operators.rules.contract import Contract
-from operators.rules.lane import Disposition
+from operators.rules.lane_records import Disposition
 from operators.rules.poison import PoisonRules
 from operators.rules.times import epoch_ms
 from operators.rules.verdict import Judge

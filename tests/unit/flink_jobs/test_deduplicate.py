@@ -11,7 +11,7 @@ from flink_jobs.deliveries import delivery_rules
 from flink_jobs.main import intake_rules
 from flink_jobs.setting_types import DAY_MS
 from flink_jobs.settings import Settings, load_settings
-from operators.rules.lane import LanePolicy
+from operators.rules.lane_records import LanePolicy
 from udfs.function_target import FunctionTarget
 from udfs.no_target import NoTarget
 

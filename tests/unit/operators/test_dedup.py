@@ -29,7 +29,7 @@ from operators.records import BatchReader
 from operators.rules.contract import Contract, load_contract
 from operators.rules.failure import FailureTable
 from operators.rules.identity import digest_of
-from operators.rules.lane import LanePolicy
+from operators.rules.lane_records import LanePolicy
 from operators.rules.poison import PoisonRules
 from operators.rules.verdict import Judge
 from tests.harness import Harness

@@ -30,7 +30,7 @@ from operators.rules.backoff import RetryPolicy
 from operators.rules.breaker import BreakerPolicy
 from operators.rules.contract import load_contract
 from operators.rules.failure import FailureTable, Handling
-from operators.rules.lane import LanePolicy
+from operators.rules.lane_records import LanePolicy
 from operators.rules.times import iso_utc_ms
 from tests.harness import Harness, _Snapshot
 from tests.unit.operators.java_input import unpacked

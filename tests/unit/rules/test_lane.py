@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from operators.rules.backoff import RetryPolicy
 from operators.rules.breaker import BreakerPolicy
 from operators.rules.failure import Handling
-from operators.rules.lane import (
+from operators.rules.lane import Lane
+from operators.rules.lane_records import (
     MOST_HISTORY,
     Chunk,
     Failure,
     Head,
-    Lane,
     LanePolicy,
     Left,
     Waiting,
