@@ -14,7 +14,7 @@ import msgspec
 from flink_jobs.errors import UserError
 from flink_jobs.fallback_folder import DELIVERED, TO_SEND, UNDELIVERED, FallbackFolder, Part
 from operators.courier import Courier, Round
-from operators.delivery import DeliveryRules
+from operators.delivery_rules import DeliveryRules
 from operators.fallback import FallbackError, FallbackReader, Stored, StoredParcel, with_key
 from operators.rules.breaker import next_change_ms
 from operators.rules.lane import Lane

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Final
 
 from flink_jobs.setting_tables import Settings
-from operators.delivery import DeliveryRules
+from operators.delivery_rules import DeliveryRules
 from operators.fallback import UNDELIVERED, refuse_contract
 from operators.rules.failure import FailureTable
 from operators.rules.lane_records import Disposition, LanePolicy

@@ -48,7 +48,9 @@ from operators.bridge import (
     union,
     wake,
 )
-from operators.delivery import DELIVERED, Delivery, DeliveryRules
+from operators.delivery import Delivery
+from operators.delivery_rules import DeliveryRules
+from operators.departures import DELIVERED
 from operators.events import partials_schema
 from operators.fallback import FALLBACK_TAG
 from operators.file_source import FileSource

@@ -222,7 +222,7 @@ def from_lanes(stream: DataStream, *, uid: str, parallelism: int) -> DataStream:
     """What comes out of delivery to accepted events and watermarks (Lanes.java).
 
     Args:
-        stream: rows of `delivery.DELIVERED`, of a step with `LANE_GROUPS` as its max parallelism.
+        stream: rows of `departures.DELIVERED`, of a step with `LANE_GROUPS` as its max parallelism.
         uid: uid and name of the step.
         parallelism: that of delivery: a lane and what it holds back are in one place.
 

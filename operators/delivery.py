@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,35 +14,18 @@ from pyflink.common import Row, Types
 from pyflink.datastream import KeyedProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapState, MapStateDescriptor, ValueState, ValueStateDescriptor
 
-from operators.batches import Ints, pack_progress
 from operators.bridge import BYTES
 from operators.courier import Courier, Round
+from operators.delivery_rules import DeliveryRules
+from operators.departures import Departures
 from operators.events import EventType
-from operators.fallback import fallback_line, fallback_rows
-from operators.origin import MINUTE_MS
 from operators.orphan import end_when_orphaned
-from operators.outgoing import Accepted, Rejected
 from operators.parcels import Parcel
-from operators.rules.contract import Contract
-from operators.rules.envelope import Tries, envelope_line
-from operators.rules.failure import FailureTable
-from operators.rules.fitting import fitted
 from operators.rules.lane import Lane
-from operators.rules.lane_records import Attempt, Chunk, Disposition, Head, LanePolicy, Left, Whole
+from operators.rules.lane_records import Chunk, Head, Whole
 from operators.rules.poison import PoisonRules
-from operators.rules.times import iso_utc_ms
-from operators.rules.verdict import Judge, Rejection
-from udfs.targets import Target
+from operators.rules.verdict import Judge
 
-STAGE: Final = "delivery"
-#: What has been delivered: as `bridge.ACCEPTED`, and what `bridge.from_lanes` is told of the lane.
-DELIVERED: Final = Types.ROW_NAMED(
-    ["lines", "progress", "times", "partials", "lane", "status"], [*[BYTES] * 4, Types.INT(), BYTES]
-)
-#: Among dead letters by type: a user's exception may be called Duplicate, but has no brackets.
-_PENDING: Final = "(pending)"
-_DUPLICATE: Final = "(duplicate)"
-_FALLBACK: Final = "(fallback)"
 _VERSION: Final = 1
 _END_MS: Final = 2**63 - 1
 #: While calls are out the operator comes by so often.
@@ -55,46 +37,6 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 _REST_MS: Final = 1_000
 #: From so much of its room on a lane holds its input up.
 _SOFT_LIMIT: Final = 0.5
-
-
-@dataclass(frozen=True)
-class DeliveryRules:
-    """What delivery goes by.
-
-    Attributes:
-        target: makes what is called; asked once a worker.
-        lanes: how many there are; fixed as long as the job lives.
-        policy: of each lane.
-        failures: decides about what the target raises.
-        contract: of the events.
-        timeout_ms: of a call.
-        calls_per_worker: at a time, of all lanes together.
-        slow_input_ms: a lane that is almost full holds its input up for so long at most, a batch.
-        drain_timeout_ms: so long it goes on at the end of the input.
-        duplicates_ttl_ms: so long an event that comes again is a duplicate; 0 for no deduplication.
-        window_ms: length of the windows that events are added up for.
-        max_record_bytes: intake's: a record is no longer.
-        code_version: version of this code, for the envelope.
-        max_envelope_bytes: what the place of the envelopes takes; 0 for files.
-        to_fallback: dispositions whose events go to the fallback store, where there is one; those
-            of all others become dead letters.
-    """
-
-    target: Callable[[], Target]
-    lanes: int
-    policy: LanePolicy
-    failures: FailureTable
-    contract: Contract
-    timeout_ms: int
-    calls_per_worker: int
-    slow_input_ms: int
-    drain_timeout_ms: int
-    window_ms: int
-    max_record_bytes: int
-    code_version: str
-    max_envelope_bytes: int = 0
-    duplicates_ttl_ms: int = 0
-    to_fallback: frozenset[Disposition] = frozenset()
 
 
 @dataclass
@@ -238,8 +180,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
 
-    def _output(self) -> _Output:
-        return _Output(self._rules, self._event_type, self._now_ms())
+    def _output(self) -> Departures:
+        return Departures(self._rules, self._event_type, self._now_ms())
 
     # --- what comes in
 
@@ -263,7 +205,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     def _parcel(self, data: bytes) -> Parcel:
         return Parcel.of_data(data, self._event_type, self._judge, self._now_ms())
 
-    def _bring(self, station: _Station, parcel: Parcel, output: _Output) -> list[int]:
+    def _bring(self, station: _Station, parcel: Parcel, output: Departures) -> list[int]:
         """Take events into the lane, as many as there is room for; returns their chunks."""
         lane = station.lane
         sizes = parcel.sizes
@@ -271,7 +213,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         output.arrived(parcel)
         if fits < len(sizes):
             for row in range(fits, len(sizes)):
-                output.overflow(parcel, row, lane)
+                output.overflow(parcel, row, lane.head.last_failure)
             if not fits:
                 return []
         brought = []
@@ -284,7 +226,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         self._look(station, output)
         return brought
 
-    def _look(self, station: _Station, output: _Output) -> None:
+    def _look(self, station: _Station, output: Departures) -> None:
         """Bring what the lane wants: a chunk to look into, or events that are due."""
         lane = station.lane
         while (want := lane.wanted(self._now_ms(), station.round.has)) is not None:
@@ -319,7 +261,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     # --- what goes out
 
     def _settle(
-        self, station: _Station, output: _Output, ctx: KeyedProcessFunction.Context
+        self, station: _Station, output: Departures, ctx: KeyedProcessFunction.Context
     ) -> None:
         """Hand on what has left, bring what is wanted, save what has changed, and come by again."""
         self._look(station, output)
@@ -330,14 +272,17 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             if isinstance(each, Whole):
                 output.leave_whole(each, parcel)
             else:
-                output.leave(each, parcel, station.lane)
+                output.leave(each, parcel, station.lane.head.last_failure)
         self._save(station)
         self._come_by(station, ctx, has_moved=bool(left))
-        output.tell(station, self._now_ms())
+        status = _status(station.lane, self._now_ms())
+        if status != station.told or output.has_moved:
+            station.told = status
+            output.tell(station.number, status)
 
     def _drain(
         self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> Iterator[_Output]:
+    ) -> Iterator[Departures]:
         """The end of the input: finish what is due soon; the rest leaves as it is."""
         lane = station.lane
         self._drain_until_ms = self._drain_until_ms or self._now_ms() + self._rules.drain_timeout_ms
@@ -364,7 +309,9 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
                 self._settle(station, output, ctx)
             yield output
 
-    def _last_calls(self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext) -> _Output:
+    def _last_calls(
+        self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
+    ) -> Departures:
         """Begin no call any more, and wait for those that are out: each has its time limit."""
         output, patience_ms = self._output(), 2 * self._rules.timeout_ms + _REST_MS
         with self._courier.locked():
@@ -446,195 +393,11 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         return max(now_ms + _COME_BY_MS, min(known)) if known else 0
 
 
-class _Output:
-    """What leaves an operator call, gathered: few large rows, and the books of it."""
-
-    def __init__(self, rules: DeliveryRules, event_type: EventType, now_ms: int) -> None:
-        self._rules = rules
-        self._event_type = event_type
-        self._now_ms = now_ms
-        self._date = iso_utc_ms(now_ms)[:10]
-        #: Each parcel with the places of what was delivered of it; None for all.
-        self._delivered: dict[Parcel, list[int] | None] = {}
-        self._rejected = Rejected()
-        self._fallback: list[bytes] = []
-        #: By minute and source partition: pending, duplicates, what has gone to the fallback store,
-        #: and dead letters by type.
-        self._counts: defaultdict[tuple[int, str, int], Counter[str]] = defaultdict(Counter)
-        self._status = b""
-        self._delivered_count = 0
-        self._dead_letters = 0
-
-    def arrived(self, parcel: Parcel) -> None:
-        """Events have come in: they are pending."""
-        self._add(parcel, parcel.tally(), _PENDING, 1)
-
-    def left_out(self, parcel: Parcel, places: Ints) -> None:
-        """Some of the events that have come in are duplicates of others."""
-        self._add(parcel, parcel.tally(places.tolist()), _DUPLICATE, 1)
-
-    def leave(self, left: Left, parcel: Parcel, lane: Lane) -> None:
-        """A record has left."""
-        place = left.record.number - left.chunk
-        if left.disposition == "delivered":
-            places = self._delivered.setdefault(parcel, [])
-            assert places is not None  # noqa: S101 # a chunk leaves as a whole or one by one
-            places.append(place)
-            self._delivered_count += 1
-            return
-        record, row = left.record, parcel.row(place)
-        self._count(parcel, row)[_PENDING] -= 1
-        if self._falls_back(parcel, place, left.disposition):
-            return
-        reason = record.history[-1] if record.history else lane.head.last_failure
-        self._dead(parcel, row, left.disposition, record.history, reason, record.attempts)
-
-    def leave_whole(self, whole: Whole, parcel: Parcel) -> None:
-        """A chunk has been delivered as it came."""
-        self._delivered[parcel] = None
-        self._delivered_count += whole.size
-
-    def overflow(self, parcel: Parcel, row: int, lane: Lane) -> None:
-        """There is no room for an event, of a parcel that has all of its own."""
-        self._count(parcel, row)[_PENDING] -= 1
-        if self._falls_back(parcel, row, "overflow"):
-            return
-        self._dead(parcel, row, "overflow", (), lane.head.last_failure, 0)
-
-    def tell(self, station: _Station, now_ms: int) -> None:
-        """What is to be told of the lane, if it is news."""
-        status = _status(station.lane, now_ms)
-        if status != station.told or self._delivered or self._dead_letters:
-            station.told = status
-            moved = {"delivered": self._delivered_count, "dead_letters": self._dead_letters}
-            self._status = msgspec.json.encode({"lane": station.number, **status, **moved})
-
-    def rows(self, lane: int) -> Iterator[Any]:
-        """All of it."""
-        minutes = defaultdict(list)
-        for parcel, places in self._delivered.items():
-            minutes[parcel.at_ms // MINUTE_MS].append((parcel, places))
-            self._add(parcel, parcel.tally(places), _PENDING, -1)
-        for parcels in minutes.values():
-            accepted = Accepted(self._event_type, self._rules.window_ms)
-            for parcel, places in parcels:
-                accepted.add(*parcel.delivered(places), parcel.at_ms)
-            (row,) = accepted.rows()
-            yield Row(**row.as_dict(), lane=lane, status=b"")
-        # Behind its events, all of them: until then the watermark is held back.
-        if self._status:
-            nothing = {"lines": b"", "progress": pack_progress([]), "times": b"", "partials": b""}
-            yield Row(**nothing, lane=lane, status=self._status)
-        yield from fallback_rows(self._fallback)
-        self._rejected.count([*self._count_lines()])
-        yield from self._rejected.rows()
-
-    def _falls_back(self, parcel: Parcel, place: int, disposition: Disposition) -> bool:
-        """Write an event to the fallback store, if it goes there."""
-        if disposition not in self._rules.to_fallback or parcel.refusal(place):
-            return False  # what the contract does not take any more is bad data
-        line = fallback_line(parcel.event(place, 1))
-        # An envelope is cut to fit its place; a line that does not fit would stop the job.
-        if 0 < self._rules.max_envelope_bytes < len(line):
-            return False
-        self._fallback.append(line)
-        self._count(parcel, parcel.row(place))[_FALLBACK] += 1
-        return True
-
-    def _add(self, parcel: Parcel, tally: dict[tuple[str, int], int], what: str, sign: int) -> None:
-        for (topic, partition), count in tally.items():
-            counts = self._counts[parcel.at_ms // MINUTE_MS, topic, partition]
-            counts[what] += sign * count
-
-    def _count(self, parcel: Parcel, row: int) -> Counter[str]:
-        topic, partition = parcel.records.origin.partition_of(row)
-        return self._counts[parcel.at_ms // MINUTE_MS, topic, partition]
-
-    def _count_lines(self) -> Iterator[bytes]:
-        for (minute, topic, partition), counts in self._counts.items():
-            pending, duplicate = counts.pop(_PENDING, 0), counts.pop(_DUPLICATE, 0)
-            fallback = counts.pop(_FALLBACK, 0)
-            if pending or duplicate or fallback or counts:
-                line = {
-                    "minute_ms": minute * MINUTE_MS,
-                    "source_topic": topic,
-                    "source_partition": partition,
-                    "pending": pending,
-                    "duplicate": duplicate,
-                    "fallback": fallback,
-                    "dead_lettered": counts,
-                }
-                yield msgspec.json.encode(line) + b"\n"
-
-    def _dead(
-        self,
-        parcel: Parcel,
-        row: int,
-        disposition: Any,
-        history: tuple[Attempt, ...],
-        reason: Attempt | None,
-        attempts: int,
-    ) -> None:
-        """Write a dead letter, with the last failure as its reason: its own, or its lane's."""
-        error_type = reason.error_type if history and reason else f"delivery_{disposition}"
-        message = _why(disposition, history, reason)
-        category = reason.category if reason else "transient"
-        records = parcel.records
-        source = records.source(row)
-        first_ms = history[0].at_ms if history else self._now_ms
-        tries = Tries(
-            category,
-            disposition,
-            attempts,
-            [
-                {"at": iso_utc_ms(a.at_ms), "error_type": a.error_type, "error_message": a.message}
-                for a in history
-            ],
-            first_ms,
-            history[-1].at_ms if history else self._now_ms,
-        )
-        payload, metadata = records.payloads[row], records.headers(row)
-
-        def write(payload_limit_bytes: int) -> bytes:
-            return envelope_line(
-                payload,
-                Rejection("dead_letter", error_type, message, ()),
-                source,
-                contract=self._rules.contract,
-                now_ms=self._now_ms,
-                stage=STAGE,
-                code_version=self._rules.code_version,
-                payload_limit_bytes=payload_limit_bytes,
-                stacktrace=reason.stacktrace if history and reason else "",
-                metadata=metadata,
-                tries=tries,
-            )
-
-        envelope = fitted(write, len(payload), self._rules.max_envelope_bytes)
-        self._rejected.add_dead(envelope, category, self._date, error_type)
-        self._count(parcel, row)[error_type] += 1
-        self._dead_letters += 1
-
-
 def _parts(count: int, batch: int) -> Iterator[tuple[int, int]]:
     """Begin and end of the chunks that events are taken in as: a call each, if it may be so."""
     parts = -(-count // batch) if batch > 1 else 1
     for part in range(parts):
         yield part * count // parts, (part + 1) * count // parts
-
-
-def _why(disposition: str, history: tuple[Attempt, ...], reason: Attempt | None) -> str:
-    """What a person is told of a dead letter."""
-    if history and reason:
-        return reason.message
-    because = {
-        "followed": "a record of its key before it has become a dead letter",
-        "expired": "it was not its turn within max_age_ms",
-        "overflow": "there is no room for it in its lane (max_records, max_bytes)",
-        "flush_at_end": "the input ended, and it was not its turn within drain_timeout_ms",
-    }[disposition]
-    last = f"; the target's last failure: {reason.error_type}: {reason.message}" if reason else ""
-    return f"not tried: {because}{last}"
 
 
 def _status(lane: Lane, now_ms: int) -> dict[str, Any]:

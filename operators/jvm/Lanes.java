@@ -1,7 +1,7 @@
 /**
  * What comes out of delivery: accepted events, and what each lane tells of itself.
  *
- * Input: Row(lines, progress, times, partials, lane, status) (delivery.DELIVERED). Status is JSON, empty
+ * Input: Row(lines, progress, times, partials, lane, status) (departures.DELIVERED). Status is JSON, empty
  * where there is no news: lane (its number), waiting and in_flight (how many there are), breaker (closed, open, half_open),
  * held_ms (the event time that the watermark must not pass yet, or null), and delivered and dead_letters
  * (how many more).

@@ -11,7 +11,7 @@ from typing import Any
 
 from flink_jobs.deliveries import delivery_rules
 from flink_jobs.settings import load_settings
-from operators.delivery import DeliveryRules
+from operators.delivery_rules import DeliveryRules
 from udfs.targets import Event, NotTried, Outcome
 
 SOON = {

@@ -16,7 +16,7 @@ import pytest
 from flink_jobs.deliver import Sent, deliver_folder
 from flink_jobs.errors import UserError
 from flink_jobs.fallback_folder import FallbackFolder, Part
-from operators.delivery import DeliveryRules
+from operators.delivery_rules import DeliveryRules
 from operators.rules.pace import Pace
 from tests.http_server import HttpServer, Rule
 from tests.unit.flink_jobs.stored import (

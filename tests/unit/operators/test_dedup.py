@@ -19,7 +19,9 @@ from pyflink.common import Row, Types
 
 from operators.batches import EVENTS, RECORDS, from_bytes, to_bytes
 from operators.bridge import BYTES
-from operators.delivery import DELIVERED, Delivery, DeliveryRules
+from operators.delivery import Delivery
+from operators.delivery_rules import DeliveryRules
+from operators.departures import DELIVERED
 from operators.events import EventType
 from operators.intake import Intake, IntakeRules
 from operators.lanes import AT_MS, LANED, LANED_VALUE, lane_of

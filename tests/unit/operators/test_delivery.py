@@ -23,7 +23,9 @@ from pyflink.common import Row, Types
 
 from operators.batches import EVENTS, to_bytes
 from operators.courier import Courier
-from operators.delivery import DELIVERED, Delivery, DeliveryRules
+from operators.delivery import Delivery
+from operators.delivery_rules import DeliveryRules
+from operators.departures import DELIVERED
 from operators.lanes import AT_MS, LANED_VALUE
 from operators.outgoing import COUNTS_TAG, DEAD_LETTER_FOLDERS, DEAD_LETTER_TAG
 from operators.rules.backoff import RetryPolicy
