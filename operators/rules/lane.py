@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, islice
 from typing import Final
@@ -39,6 +39,7 @@ from operators.rules.breaker import (
     permitted,
 )
 from operators.rules.lane_records import (
+    MOST_AT_ONCE,
     MOST_HISTORY,
     Attempt,
     Call,
@@ -84,7 +85,10 @@ class Lane:
         self._out: set[int] = set()
         self._ready: list[int] = []
         self._parked: list[tuple[int, int]] = []
-        self._unloaded: set[int] = set()
+        #: Records that were due when the events of their chunk were not at hand.
+        self._unloaded: defaultdict[int, set[int]] = defaultdict(set)
+        #: Records that have failed, as they first did, and when the time budget of each is over.
+        self._budgets: OrderedDict[int, int] = OrderedDict()
         #: Chunks that are being called with as they have come, and one that cannot be.
         self._whole: set[int] = set()
         self._mixed: int | None = None
@@ -93,6 +97,9 @@ class Lane:
             self._add(chunk)
             for record in (chunk.records or {}).values():
                 self._queue(record)
+        self._limit(
+            record for chunk in self.chunks.values() for record in (chunk.records or {}).values()
+        )
 
     # --- what the shell asks
 
@@ -189,8 +196,7 @@ class Lane:
             for record in records
             if record.number < follow.get(record.key, 0)
         ]
-        if not self._unopened:
-            self.head.follow.clear()
+        self._forget_followed()
         return followers
 
     def chunk_of(self, number: int) -> Chunk:
@@ -199,11 +205,9 @@ class Lane:
 
     def loaded(self, first: int) -> None:
         """The events of an opened chunk are at hand again."""
-        if first in self._unloaded:
-            self._unloaded.discard(first)
-            for number, record in (self.chunks[first].records or {}).items():
-                if number not in self._out and self._is_next(record):
-                    heapq.heappush(self._parked, (record.due_ms, number))
+        for number in self._unloaded.pop(first, ()):
+            if record := self._record(number):
+                heapq.heappush(self._parked, (record.due_ms, number))
 
     def begin(
         self,
@@ -294,26 +298,41 @@ class Lane:
         return left
 
     def expire(self, now_ms: int) -> list[Left]:
-        """Records that have been here for too long; those in flight are waited for."""
+        """Records that have been here for too long; those in flight are waited for.
+
+        Not many at once: their events are needed. If there are more, `next_ms` is now.
+        """
         left: list[Left] = []
+        while len(left) < MOST_AT_ONCE and (budget := self._next_budget()):
+            number, ends_ms = budget
+            record = self._record(number)
+            if ends_ms > now_ms or record is None:
+                break
+            left += self._dead(record, "exhausted")
         if not self.policy.max_age_ms:
             return left
         for chunk in [*self.chunks.values()]:
             if chunk.accepted_ms + self.policy.max_age_ms > now_ms:
                 break
             for record in [*(chunk.records or {}).values()]:
+                if len(left) >= MOST_AT_ONCE:
+                    return left
                 if record.number not in self._out and record.number in (chunk.records or ()):
                     left += self._dead(record, "expired")
         return left
 
     def flush(self) -> list[Left]:
-        """The end of the input: what is opened and waits leaves; calls that are out do not."""
-        return [
-            self._leave(record, "flush_at_end")
-            for chunk in [*self.chunks.values()]
-            for record in [*(chunk.records or {}).values()]
+        """The end of the input: what is opened and waits leaves; calls that are out do not.
+
+        Not many at once: their events are needed. It is to be asked until nothing is left.
+        """
+        waiting = (
+            record
+            for chunk in self.chunks.values()
+            for record in (chunk.records or {}).values()
             if record.number not in self._out
-        ]
+        )
+        return [self._leave(record, "flush_at_end") for record in [*islice(waiting, MOST_AT_ONCE)]]
 
     def is_resting(self, first: int, until_ms: int) -> bool:
         """Whether no record of a chunk is out, or may be called with until then."""
@@ -339,6 +358,8 @@ class Lane:
                 times.append(due_ms)
             elif change_ms is not None:
                 times.append(max(due_ms, change_ms) if self.breaker.state == "open" else change_ms)
+        if budget := self._next_budget():
+            times.append(budget[1])
         oldest_ms = self._oldest_ms() if self.policy.max_age_ms else None
         if oldest_ms is not None:
             times.append(oldest_ms + self.policy.max_age_ms)
@@ -437,8 +458,7 @@ class Lane:
         chunk = self.chunks.pop(first)
         self._firsts.remove(first)
         self._unopened.remove(first)
-        if not self._unopened:
-            self.head.follow.clear()
+        self._forget_followed()
         self.count -= chunk.count
         self.size_bytes -= chunk.size_bytes
         self.changed.add(first)
@@ -451,6 +471,22 @@ class Lane:
             if len(queue) > 1:
                 return  # it is due when those before it have left
         heapq.heappush(self._parked, (record.due_ms, record.number))
+
+    def _limit(self, records: Iterable[Waiting]) -> None:
+        """See to it that time budgets end, also while nothing is called with."""
+        if budget_ms := self.policy.retry.budget_ms:
+            failed = sorted((r.first_failure_ms, r.number) for r in records if r.first_failure_ms)
+            self._budgets.update((number, at_ms + budget_ms) for at_ms, number in failed)
+
+    def _next_budget(self) -> tuple[int, int] | None:
+        """The record whose time budget is over first, and when; not of those that are out."""
+        return next((each for each in self._budgets.items() if each[0] not in self._out), None)
+
+    def _forget_followed(self) -> None:
+        """Of a dead letter only chunks follow that had come before it, and are not opened yet."""
+        follow, oldest = self.head.follow, self._unopened[0] if self._unopened else _NO_TIME
+        while follow and follow[key := next(iter(follow))] <= oldest:
+            del follow[key]
 
     def _is_next(self, record: Waiting) -> bool:
         return self.policy.ordering == "none" or self._of_key[record.key][0] == record.number
@@ -494,7 +530,7 @@ class Lane:
             first = self.chunk_of(record.number).first
             if has(first):
                 return record
-            self._unloaded.add(first)
+            self._unloaded[first].add(record.number)
         return None
 
     def _probe(self, now_ms: int, has: Callable[[int], bool]) -> Waiting | None:
@@ -511,7 +547,7 @@ class Lane:
         first = self.chunk_of(record.number).first
         if has(first):
             return record
-        self._unloaded.add(first)
+        self._unloaded[first].add(record.number)
         return None
 
     def _may_go(self, record: Waiting, in_call: set[int]) -> bool:
@@ -545,10 +581,14 @@ class Lane:
         # Of others it is only told what the target has said.
         self.head.last_failure = msgspec.structs.replace(attempt, stacktrace="")
         record.history = _bounded((*record.history, attempt))
-        record.first_failure_ms = record.first_failure_ms or now_ms
+        if not record.first_failure_ms:
+            record.first_failure_ms = now_ms
+            self._limit([record])
         if not failure.handling.retryable:
             return self._dead(record, "refused")
-        if not call.is_probe and not failure.handling.systemic:
+        # Nor does an outage; but a breaker that is held closed does not save anything from it.
+        is_outage = call.is_probe or failure.handling.systemic
+        if not is_outage or self.policy.breaker.forced == "closed":
             record.attempts += 1
         due_ms = self._next_attempt_ms(record, failure, now_ms)
         if due_ms is None:
@@ -590,6 +630,7 @@ class Lane:
                 if (follower := self._record(number)) is not None
             ]
             if self._unopened:
+                self.head.follow.pop(record.key, None)  # the oldest stand first
                 self.head.follow[record.key] = self.head.next_number
         return left
 
@@ -600,11 +641,12 @@ class Lane:
         chunk.size_bytes -= record.size_bytes
         self.count -= 1
         self.size_bytes -= record.size_bytes
+        self._budgets.pop(record.number, None)
         self.changed.add(chunk.first)
         if not chunk.records:
             del self.chunks[chunk.first]
             self._firsts.remove(chunk.first)
-            self._unloaded.discard(chunk.first)
+            self._unloaded.pop(chunk.first, None)
         if self.policy.ordering == "key":
             self._leave_queue(record)
         return Left(record, disposition, chunk.first)

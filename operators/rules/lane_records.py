@@ -18,6 +18,8 @@ Disposition = Literal[
 ]
 #: Of a record's attempts so many are kept: the first one, and the last ones.
 MOST_HISTORY: Final = 10
+#: Of those that are given up so many leave at once.
+MOST_AT_ONCE: Final = 1_000
 #: The shell comes by some twenty times a second: so many wait for it to look at a chunk.
 _LEAST_WINDOW: Final = 500
 

@@ -18,6 +18,7 @@ from operators.rules.breaker import BreakerPolicy
 from operators.rules.failure import Handling
 from operators.rules.lane import Lane
 from operators.rules.lane_records import (
+    MOST_AT_ONCE,
     MOST_HISTORY,
     Chunk,
     Failure,
@@ -311,6 +312,20 @@ def test_those_of_a_chunk_that_is_not_open_yet_follow_too_and_later_ones_do_not(
     assert here(found) == [1, 3]
 
 
+def test_of_dead_letters_only_those_are_remembered_that_somebody_may_follow() -> None:
+    """Else, while there is always a backlog, each key would be remembered for ever."""
+    found = Lane(LanePolicy(RETRY, CALM, after_dead_letter="follow", calls=1))
+    for number in range(100):
+        found.accept([1], NOW_MS, NOW_MS)
+        # There is always one behind it that is not looked at yet.
+        if number == 0:
+            found.accept([1], NOW_MS, NOW_MS)
+        found.open(number, [f"k{number}"], [1])
+        (called,) = begin(found, NOW_MS)
+        assert ways(end(found, called, BAD, NOW_MS)) == [(number, "refused")]
+        assert len(found.head.follow) <= 2
+
+
 # --- the breaker
 
 BREAKER = BreakerPolicy(consecutive=2, open_ms=60_000, half_open_ms=10_000)
@@ -399,6 +414,51 @@ def test_a_record_that_is_too_old_is_given_up_unless_it_is_being_called_with() -
     assert found.expire(NOW_MS + 4_999) == []
     assert ways(found.expire(NOW_MS + 5_000)) == [(1, "expired")]
     assert ways(end(found, 0, None, NOW_MS + 6_000)) == [(0, "delivered")]
+
+
+def test_the_time_budget_is_over_also_behind_a_breaker_that_is_open() -> None:
+    retry = RetryPolicy(max_attempts=9, base_ms=1_000, jitter=0, budget_ms=5_000)
+    found = lane("a", "a", "b", retry=retry, breaker=BreakerPolicy(consecutive=1), calls=1)
+    begin(found, NOW_MS)
+    end(found, 0, BUSY, NOW_MS)
+    assert found.breaker.state == "open"
+    for each in (found, crashed(found)):
+        assert each.next_ms() == NOW_MS + 5_000
+        assert each.expire(NOW_MS + 4_999) == []
+        assert ways(each.expire(NOW_MS + 5_000)) == [(0, "exhausted")]
+        assert here(each) == [1, 2]
+
+
+def test_one_that_is_being_called_with_has_its_time_budget_looked_at_when_it_is_back() -> None:
+    retry = RetryPolicy(max_attempts=9, base_ms=1_000, jitter=0, budget_ms=5_000)
+    found = lane("a", retry=retry)
+    begin(found, NOW_MS)
+    end(found, 0, BUSY, NOW_MS)
+    begin(found, NOW_MS + 1_000)
+    assert found.next_ms() is None
+    assert found.expire(NOW_MS + 9_000) == []
+    assert ways(end(found, 0, BUSY, NOW_MS + 9_000)) == [(0, "exhausted")]
+
+
+def test_not_many_are_given_up_at_once() -> None:
+    many = MOST_AT_ONCE + 1
+    found = lane(*map(str, range(many)), max_age_ms=5_000, calls=1, max_records=many)
+    assert len(found.expire(NOW_MS + 5_000)) == MOST_AT_ONCE
+    assert (found.next_ms() or 0) <= NOW_MS + 5_000
+    assert len(found.expire(NOW_MS + 5_000)) == 1
+    found = lane(*map(str, range(many)), max_records=many)
+    assert [len(found.flush()) for _ in range(3)] == [MOST_AT_ONCE, 1, 0]
+
+
+def test_with_a_breaker_that_is_held_closed_a_systemic_failure_counts() -> None:
+    """Else such a record would be tried for ever: nothing opens that could wait for the target."""
+    found = lane("a", breaker=BreakerPolicy(forced="closed"))
+    at_ms = NOW_MS
+    while found.count and at_ms < NOW_MS + 100_000:
+        begin(found, at_ms)
+        left = end(found, 0, DENIED, at_ms)
+        at_ms += 10_000
+    assert ways(left) == [(0, "exhausted")]
 
 
 def test_an_old_follower_is_given_up_without_the_one_before_it() -> None:
@@ -669,6 +729,10 @@ class AgainstAModel(RuleBasedStateMachine):
             if disposition == "expired":
                 assert record.number in self.here
         self._leave(expired)
+        budget_ms = self.policy.retry.budget_ms
+        for number in set(here(self.lane)) - self.out.keys():
+            first_ms = (self.lane.chunk_of(number).records or {})[number].first_failure_ms
+            assert not first_ms or self.now_ms < first_ms + budget_ms, "beyond its budget"
 
     @rule()
     def crash(self) -> None:
