@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from operators.rules.verdict import bounded_text
 from udfs.targets import Event, NotTried, Outcome, Target
 
 _CLOSE_WITHIN_S: Final = 10.0
+_STUCK_BEYOND_S: Final = 1.0
 _MOST_MESSAGE_CHARS: Final = 300
 _DATA: Final = Handling("data_quality")
 _PERSISTENT: Final = Handling("persistent")
@@ -141,6 +143,8 @@ class Courier:
         self._thread = threading.Thread(target=self._run, name="breakwater-courier", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self._held_up: dict[int, Round] = {}
+        #: Since when the loop is asked to look at a lane; 0 if it has.
+        self._asked_s = 0.0
 
     def open(self) -> None:
         """Start the loop, and let the target get ready. Raises what the target raises."""
@@ -165,8 +169,22 @@ class Courier:
             yield
 
     def start(self, round_: Round) -> None:
-        """Let the loop look at a lane: something has been brought."""
+        """Let the loop look at a lane, locked: something has been brought."""
+        self._asked_s = self._asked_s or time.monotonic()
         self._loop.call_soon_threadsafe(self._pump, round_)
+
+    def check(self) -> None:
+        """See, locked, whether the loop still goes round.
+
+        Raises:
+            RuntimeError: The target keeps it: no call of any lane comes back any more.
+        """
+        limit_s = 2 * self._timeout_ms / 1000 + _STUCK_BEYOND_S
+        if self._asked_s and time.monotonic() - self._asked_s > limit_s:
+            raise RuntimeError(
+                f"the target has blocked the event loop for {limit_s:.0f} s: its code must not "
+                "wait without await; let it be a plain def, which runs in a thread"
+            )
 
     def stop(self, round_: Round) -> None:
         """Begin no call of a lane any more, locked."""
@@ -195,6 +213,7 @@ class Courier:
     def _pump(self, round_: Round) -> None:
         """Begin what may be begun, and come back when there is more."""
         with self._changed:
+            self._asked_s = 0.0
             lane, now_ms = round_.lane, self._now_ms()
             keys = round_.keys if lane.policy.batch > 1 else None
             while self._free and not round_.stopped and self._pace.free_ms <= now_ms:
@@ -245,7 +264,7 @@ class Courier:
             for i, (parcel, place, _) in enumerate(records):
                 if why := parcel.refusal(place):
                     told = f"{why.error_type}: {why.message}"
-                    failures[i] = Failure(SCHEMA_ERROR, told, _DATA)
+                    failures[i] = Failure(SCHEMA_ERROR, told, _DATA, uncalled=True)
             good = [i for i in good if failures[i] is None]
         if good:
             called = [records[i] for i in good]
@@ -275,6 +294,8 @@ class Courier:
             told = f"{len(outcomes)}" if isinstance(outcomes, Sequence) else repr(outcomes)[:50]
             wrong = ValueError(f"the target gave {told} outcomes for {len(events)} events")
             return [wrong] * len(events)
+        if all(isinstance(outcome, NotTried) for outcome in outcomes):
+            return [ValueError("the target has tried none of its events")] * len(events)
         return outcomes
 
     def _failure(self, parcel: Parcel, place: int, outcome: Outcome) -> Failure | None:

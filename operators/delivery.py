@@ -27,11 +27,13 @@ from operators.rules.poison import PoisonRules
 from operators.rules.verdict import Judge
 
 _VERSION: Final = 1
-_END_MS: Final = 2**63 - 1
+_LAST_MS: Final = 2**63 - 1
+#: Timers from here on fire at the end of the input; each round of visits there has its instant.
+_END_MS: Final = _LAST_MS - 2**32
 #: While calls are out the operator comes by so often.
 _COME_BY_MS: Final = 50
 #: A target whose last call took no longer is waited for: what it takes at once need not be kept.
-_QUICK_MS: Final = 20
+QUICK_MS: Final = 20
 _SWITCH_INTERVAL_S: Final = 0.0005
 #: Events that wait for later are put away, and read from the state when they are due.
 _REST_MS: Final = 1_000
@@ -80,9 +82,9 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     fallback store. The target is called at least once for it, after a crash again with the same
     idempotency key. What is not delivered yet is in Flink's keyed state with its attempts, as is
     the breaker; calls that are out are made again after a restart. No checkpoint, watermark or
-    other lane waits for a call: an element waits `_QUICK_MS` for a target that has been as quick as
-    that, and `slow_input_ms` where the lane is almost full. At the end of the input what is due
-    within `drain_timeout_ms` is finished, and the rest leaves as `flush_at_end`.
+    other lane waits for a call: an element waits `QUICK_MS` for a target that has been as quick as
+    that, and a batch `slow_input_ms` where a lane is almost full. At the end of the input what is
+    due within `drain_timeout_ms` is finished, and the rest leaves as `flush_at_end`.
 
     State, a lane: `lane.v1`, its head (breaker, numbers); `records.v1`, what is known of each
     chunk's records, without their events; `events.v1`, those, as `lanes.Laned` packs them. The
@@ -120,9 +122,9 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             MapStateDescriptor("events.v1", Types.LONG(), BYTES)
         )
         self._event_type = EventType(rules.contract)
-        self._judge = Judge(rules.contract, PoisonRules(), rules.max_record_bytes, _END_MS // 2)
+        self._judge = Judge(rules.contract, PoisonRules(), rules.max_record_bytes, _LAST_MS // 2)
         self._stations: dict[int, _Station] = {}
-        self._drain_until_ms = 0
+        self._drain_until_ms = self._held_up_ms = self._patience_ms = 0
         self._courier = Courier(
             rules.target(),
             rules.failures,
@@ -134,7 +136,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
 
     def close(self) -> None:
         """End the calls."""
-        self._courier.close()
+        if "_courier" in vars(self):  # else the target could not even be made
+            self._courier.close()
 
     def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterable[Any]:
         """Take a batch's events of a lane in."""
@@ -153,32 +156,37 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
                 brought = self._bring(station, parcel, output)
                 self._courier.start(station.round)
                 self._wait(station, brought)
+                self._hold_up(station.lane, parcel.at_ms)
                 self._settle(station, output, ctx)
         yield from output.rows(ctx.get_current_key())
 
     def _woken(self, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         """Look after a lane whose timers may have been lost with a checkpoint (Wake.java)."""
-        station, output = self._station(ctx.get_current_key()), self._output()
+        station = self._station(ctx.get_current_key())
         station.timer_ms, station.guarded = 0, False
-        with self._courier.locked():
-            self._settle(station, output, ctx)
-        yield from output.rows(ctx.get_current_key())
+        yield from self._visit(station, ctx).rows(ctx.get_current_key())
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[Any]:
         """Come by for what has become of a lane's events."""
         station = self._station(ctx.get_current_key())
-        is_end = timestamp == _END_MS
+        is_end = timestamp >= _END_MS
         if not is_end and timestamp >= station.timer_ms:
             station.timer_ms = 0
         if is_end:
-            station.guarded = False
-            for output in self._drain(station, ctx):
-                yield from output.rows(ctx.get_current_key())
-            return
+            station.guarded = True
+            output = self._drain(station, ctx)
+            if station.lane.count or station.round.left:
+                # Behind all lanes' visits of this round, else one could have all of the time.
+                ctx.timer_service().register_event_time_timer(min(timestamp + 1, _LAST_MS))
+        else:
+            output = self._visit(station, ctx)
+        yield from output.rows(ctx.get_current_key())
+
+    def _visit(self, station: _Station, ctx: KeyedProcessFunction.Context) -> Departures:
         output = self._output()
         with self._courier.locked():
             self._settle(station, output, ctx)
-        yield from output.rows(ctx.get_current_key())
+        return output
 
     def _output(self) -> Departures:
         return Departures(self._rules, self._event_type, self._now_ms())
@@ -245,18 +253,26 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         return parcels[first]
 
     def _wait(self, station: _Station, brought: list[int]) -> None:
-        """For a target that is quick; or, before there is no room any more, for any one.
-
-        A call that hangs, or a record that is tried again, is not waited for.
-        """
+        """For a target that is quick: not for a call that hangs, or a record that has failed."""
         lane = station.lane
-        if station.round.took_ms <= _QUICK_MS and lane.breaker.state == "closed":
-            self._courier.wait(lambda: lane.chunks.keys().isdisjoint(brought), _QUICK_MS)
+        if station.round.took_ms <= QUICK_MS and lane.breaker.state == "closed":
+            self._courier.wait(lambda: lane.chunks.keys().isdisjoint(brought), QUICK_MS)
+
+    def _hold_up(self, lane: Lane, at_ms: int) -> None:
+        """Hold the input up while a lane is almost full: `slow_input_ms` a batch, of all lanes.
+
+        Which batch it is of is told by its instant, the same in all lanes; of two that come beside
+        each other only the newer one is held up.
+        """
+        if at_ms > self._held_up_ms:
+            self._held_up_ms, self._patience_ms = at_ms, self._rules.slow_input_ms
         fullness = lane.fullness
-        if fullness > _SOFT_LIMIT:
-            share = (fullness - _SOFT_LIMIT) / (1 - _SOFT_LIMIT)
-            timeout_ms = round(self._rules.slow_input_ms * min(1.0, share))
+        if at_ms == self._held_up_ms and fullness > _SOFT_LIMIT and self._patience_ms > 0:
+            share = min(1.0, (fullness - _SOFT_LIMIT) / (1 - _SOFT_LIMIT))
+            timeout_ms = min(self._patience_ms, round(self._rules.slow_input_ms * share))
+            began_s = time.monotonic()
             self._courier.wait(lambda: lane.fullness <= _SOFT_LIMIT, timeout_ms)
+            self._patience_ms -= round((time.monotonic() - began_s) * 1000)
 
     # --- what goes out
 
@@ -264,6 +280,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         self, station: _Station, output: Departures, ctx: KeyedProcessFunction.Context
     ) -> None:
         """Hand on what has left, bring what is wanted, save what has changed, and come by again."""
+        self._courier.check()
         self._look(station, output)
         self._courier.start(station.round)
         left, station.round.left = station.round.left, []
@@ -280,49 +297,36 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             station.told = status
             output.tell(station.number, status)
 
-    def _drain(
-        self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> Iterator[Departures]:
-        """The end of the input: finish what is due soon; the rest leaves as it is."""
-        lane = station.lane
-        self._drain_until_ms = self._drain_until_ms or self._now_ms() + self._rules.drain_timeout_ms
-        while lane.count and self._now_ms() < self._drain_until_ms:
-            output = self._output()
-            with self._courier.locked():
-                self._settle(station, output, ctx)
-                next_ms = lane.next_ms()
-                is_late = next_ms is None or next_ms > self._drain_until_ms
-                is_over = is_late and not lane.in_flight
-                if not is_over:
-                    self._courier.wait(lambda: bool(station.round.left), _COME_BY_MS)
-            yield output
-            if is_over:
-                break
-        yield self._last_calls(station, ctx)
-        while lane.count:
-            output = self._output()
-            with self._courier.locked():
-                for first in [f for f, chunk in lane.chunks.items() if chunk.records is None][:1]:
-                    parcel = self._at_hand(station, first)
-                    station.round.left += lane.open(first, parcel.keys, parcel.sizes)
-                station.round.left += lane.flush()
-                self._settle(station, output, ctx)
-            yield output
+    def _drain(self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext) -> Departures:
+        """A visit at the end of the input: what is due soon is finished, the rest leaves as it is.
 
-    def _last_calls(
-        self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext
-    ) -> Departures:
-        """Begin no call any more, and wait for those that are out: each has its time limit."""
-        output, patience_ms = self._output(), 2 * self._rules.timeout_ms + _REST_MS
+        Flink comes to each lane in turn, and then again to those that are not done.
+        """
+        lane, output = station.lane, self._output()
+        self._drain_until_ms = self._drain_until_ms or self._now_ms() + self._rules.drain_timeout_ms
         with self._courier.locked():
-            self._courier.stop(station.round)
-            if not self._courier.wait(lambda: not station.lane.in_flight, patience_ms):
-                raise RuntimeError(
-                    "the target has blocked the event loop at the end of the input: its code must "
-                    "not wait without await; let it be a plain def, which runs in a thread"
-                )
             self._settle(station, output, ctx)
+            next_ms = lane.next_ms()
+            is_late = next_ms is None or next_ms > self._drain_until_ms
+            if self._now_ms() >= self._drain_until_ms or (is_late and not lane.in_flight):
+                self._courier.stop(station.round)
+            if station.round.stopped and not lane.in_flight:
+                self._flush(station)
+                self._settle(station, output, ctx)
+            else:
+                patience_ms = max(1, _COME_BY_MS // len(self._stations))
+                self._courier.wait(lambda: bool(station.round.left), patience_ms)
         return output
+
+    def _flush(self, station: _Station) -> None:
+        """Some of what is left leaves; a chunk is looked into when all before it has left."""
+        lane, left = station.lane, station.round.left
+        left += lane.flush()
+        unopened = (first for first, chunk in lane.chunks.items() if chunk.records is None)
+        if not left and (first := next(unopened, None)) is not None:
+            parcel = self._at_hand(station, first)
+            left += lane.open(first, parcel.keys, parcel.sizes)
+            left += lane.flush()
 
     # --- what is kept
 

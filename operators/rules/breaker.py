@@ -180,6 +180,13 @@ def began(breaker: Breaker, calls: int, now_ms: int) -> Breaker:
     return msgspec.structs.replace(breaker, in_flight=breaker.in_flight + calls, since_ms=since_ms)
 
 
+def called_off(breaker: Breaker, *, epoch: int) -> Breaker:
+    """A call that had begun, in an epoch, was not made: it says nothing of the target."""
+    if epoch != breaker.epoch or breaker.state != "half_open":
+        return breaker
+    return msgspec.structs.replace(breaker, in_flight=max(0, breaker.in_flight - 1))
+
+
 def ended(
     breaker: Breaker,
     policy: BreakerPolicy,

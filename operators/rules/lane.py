@@ -34,6 +34,7 @@ from operators.rules.breaker import (
     Outcome,
     advance,
     began,
+    called_off,
     ended,
     next_change_ms,
     permitted,
@@ -609,8 +610,12 @@ class Lane:
         )
 
     def _tell_breaker(self, call: Call, failures: Sequence[Failure | None], now_ms: int) -> None:
+        breaker = advance(self.breaker, self.policy.breaker, now_ms)
+        if all(failure and failure.uncalled for failure in failures):
+            self.head.breaker = called_off(breaker, epoch=call.epoch)
+            return
         self.head.breaker = ended(
-            advance(self.breaker, self.policy.breaker, now_ms),
+            breaker,
             self.policy.breaker,
             epoch=call.epoch,
             outcome=_outcome(failures),
@@ -670,7 +675,7 @@ def _outcome(failures: Sequence[Failure | None]) -> Outcome:
     if any(failure and failure.handling.systemic for failure in failures):
         return "systemic"
     answered = any(
-        failure is None or not (failure.handling.retryable or failure.untried)
+        failure is None or not (failure.handling.retryable or failure.untried or failure.uncalled)
         for failure in failures
     )
     return "success" if answered else "failure"

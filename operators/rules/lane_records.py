@@ -135,6 +135,8 @@ class Failure(NamedTuple):
     stacktrace: str = ""
     #: Not tried, since one before it in its call had failed: nothing is known.
     untried: bool = False
+    #: The record is refused before the target is called with it.
+    uncalled: bool = False
 
 
 class Left(NamedTuple):

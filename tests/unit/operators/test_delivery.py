@@ -23,7 +23,7 @@ from pyflink.common import Row, Types
 
 from operators.batches import EVENTS, to_bytes
 from operators.courier import Courier
-from operators.delivery import Delivery
+from operators.delivery import QUICK_MS, Delivery
 from operators.delivery_rules import DeliveryRules
 from operators.departures import DELIVERED
 from operators.lanes import AT_MS, LANED_VALUE
@@ -32,7 +32,7 @@ from operators.rules.backoff import RetryPolicy
 from operators.rules.breaker import BreakerPolicy
 from operators.rules.contract import load_contract
 from operators.rules.failure import FailureTable, Handling
-from operators.rules.lane_records import LanePolicy
+from operators.rules.lane_records import MOST_AT_ONCE, LanePolicy
 from operators.rules.times import iso_utc_ms
 from tests.harness import Harness, _Snapshot
 from tests.unit.operators.java_input import unpacked
@@ -105,6 +105,7 @@ class Post:
         self.service = Service()
         self.arrived = 0
         self.at_ms = NOW_MS
+        self.lane = LANE
         self.function = function or self.service.deliver
         policy = {"retry": RETRY, "breaker": CALM, "batch": batch, **changes.pop("policy", {})}
         self.rules = DeliveryRules(
@@ -126,7 +127,7 @@ class Post:
         )
         self.harness = Harness(
             Delivery(self.rules, (3, LANE), self.clock),
-            key_by=lambda _: LANE,
+            key_by=lambda _: self.lane,
             key_type=Types.INT(),
             input_type=LANED_VALUE,
             output_type=DELIVERED,
@@ -238,6 +239,11 @@ class Post:
         assert self.harness.num_state_entries() == 0
         self.harness.end_of_input()
         self.harness.assert_no_leaks()
+
+    def keeps_only_the_breaker(self) -> None:
+        """The input has ended, and the last call has failed."""
+        assert self.harness.num_timers() == 0
+        assert self.harness.num_state_entries() == self.harness.num_state_entries("lane.v1")
 
     def balances(self) -> None:
         """Each event that came in is in one place, and the books say the same."""
@@ -522,6 +528,40 @@ def test_what_there_is_no_room_for_is_a_dead_letter(post: Make) -> None:
     found.balances()
 
 
+def test_a_batch_is_held_up_once_and_not_in_each_lane_that_is_almost_full(
+    post: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = post(policy={"max_records": 10}, slow_input_ms=100)
+    found.service.is_down = True
+    courier = found.harness.function._courier
+    asked: list[int] = []
+
+    def wait(until: Callable[[], bool], timeout_ms: int) -> bool:
+        asked.append(timeout_ms)
+        return Courier.wait(courier, until, timeout_ms)
+
+    monkeypatch.setattr(courier, "wait", wait)
+    for batch in range(3):
+        found.at_ms += 1
+        asked.clear()
+        for found.lane in (3, LANE):
+            found.bring(*(payload(f"p{batch}-{found.lane}-{i}", f"u{i}") for i in range(5)))
+        slowed = [ms for ms in asked if ms != QUICK_MS]
+        assert sum(slowed) == pytest.approx([0, 100, 100][batch], abs=5), "full from the second on"
+
+
+def test_a_record_beyond_its_time_budget_leaves_though_the_breaker_is_open(post: Make) -> None:
+    breaker = BreakerPolicy(consecutive=1, open_ms=3_600_000, open_cap_ms=3_600_000)
+    retry = RetryPolicy(max_attempts=9, base_ms=1_000, jitter=0, budget_ms=10_000)
+    found = post(policy={"breaker": breaker, "retry": retry, "calls": 1})
+    found.service.is_down = True
+    found.bring(payload("p"))
+    found.until(lambda: "p" in found.dead, ms=500)
+    assert found.dead["p"]["disposition"] == "exhausted"
+    assert found.clock.ms <= NOW_MS + 12_000
+    found.balances()
+
+
 def test_what_is_too_old_is_a_dead_letter_even_if_it_was_never_its_turn(post: Make) -> None:
     breaker = BreakerPolicy(consecutive=1, open_ms=3_600_000, open_cap_ms=3_600_000)
     found = post(policy={"breaker": breaker, "max_age_ms": 10_000, "calls": 1})
@@ -567,6 +607,48 @@ def test_and_what_is_due_later_is_a_dead_letter(post: Make) -> None:
     assert found.dead["p2"]["error_type"] == "delivery_flush_at_end"
     found.balances()
     found.harness.assert_no_leaks()
+
+
+def test_at_the_end_of_the_input_no_lane_waits_for_another_one_to_be_done(post: Make) -> None:
+    """Flink comes to one after the other: the first must not have all of the time."""
+    retry = RetryPolicy(max_attempts=9, base_ms=2_000, jitter=0)
+    found = post(drain_timeout_ms=7_000, policy={"retry": retry})
+    found.service.answers["p"] = [ConnectionError("gone")] * 3  # the next one would be too late
+    found.service.answers["q"] = [ConnectionError("gone")] * 2
+    for found.lane, product in ((3, "p"), (LANE, "q")):
+        found.bring(payload(product))
+    deadline = time.monotonic() + WITHIN_S
+    while len(found.service.calls) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    ended = threading.Event()
+
+    def let_time_pass() -> None:
+        while not ended.is_set():
+            time.sleep(0.02)
+            found.clock.ms += 100
+
+    threading.Thread(target=let_time_pass, daemon=True).start()
+    found.harness.end_of_input()
+    ended.set()
+    assert found.delivered == ["q"]
+    assert found.dead["p"]["disposition"] == "flush_at_end"
+    assert found.dead["p"]["processing_attempts"] == 3
+    found.balances()
+    found.keeps_only_the_breaker()
+
+
+def test_a_large_backlog_leaves_in_pieces_at_the_end(post: Make) -> None:
+    found = post(drain_timeout_ms=0, policy={"calls": 1})
+    found.service.is_down = True
+    for i in range(3):
+        found.bring(*(payload(f"p{i}-{j}", f"u{j}") for j in range(MOST_AT_ONCE)))
+    found.harness.end_of_input()
+    assert len(found.dead) == 3 * MOST_AT_ONCE
+    rows = [lines for lines, *_ in found.harness.side_output(DEAD_LETTER_TAG)]
+    assert max(len(unpacked(lines).splitlines()) for lines in rows) <= MOST_AT_ONCE
+    found.balances()
+    found.keeps_only_the_breaker()
 
 
 def test_what_the_target_has_answered_is_kept_until_it_is_written(post: Make) -> None:
@@ -669,6 +751,18 @@ def test_a_wrong_number_of_outcomes_is_a_failure_of_all(post: Make) -> None:
     assert "1 outcomes for 2 events" in found.dead["p"]["error_message"]
 
 
+def test_a_target_that_says_it_has_tried_nothing_has_failed(post: Make) -> None:
+    """Else it would be called again and again, at once."""
+
+    async def deliver(events: list[Event]) -> list[Outcome]:
+        return [NotTried() for _ in events]
+
+    found = post(deliver, batch=10)
+    found.bring(payload("p", "a"), payload("q", "b"))
+    found.until(lambda: len(found.dead) == 2)
+    assert "tried none" in found.dead["p"]["error_message"]
+
+
 # --- the state
 
 
@@ -755,3 +849,29 @@ def test_a_courier_ends_though_a_call_hangs() -> None:
     with started(FunctionTarget(deliver)):
         pass
     assert time.monotonic() - begun < WITHIN_S
+
+
+def test_a_target_that_blocks_the_loop_is_told_of_and_not_waited_for_for_ever(post: Make) -> None:
+    released = threading.Event()
+
+    async def deliver(event: Event) -> None:
+        released.wait(WITHIN_S)
+
+    found = post(deliver, timeout_ms=50)
+    found.bring(payload("p", "a"))
+    try:
+        with pytest.raises(RuntimeError, match=r"blocked the event loop .* plain def"):
+            found.until(lambda: False)
+    finally:
+        released.set()
+
+
+def test_a_target_that_cannot_be_made_is_what_is_told(post: Make) -> None:
+    def refuse() -> FunctionTarget:
+        raise ValueError("no such table")
+
+    found = post()
+    function = Delivery(dataclasses.replace(found.rules, target=refuse), (3, LANE))
+    with pytest.raises(ValueError, match="no such table"):
+        found.harness.restore(found.harness.snapshot(), function)
+    function.close()  # as Flink does then

@@ -378,6 +378,16 @@ def test_when_the_probe_succeeds_the_others_follow_a_few_at_a_time() -> None:
     assert len(begin(found, at_ms)) == 2
 
 
+def test_a_probe_that_was_never_made_is_none() -> None:
+    """The contract refuses the record: nothing is known of the target, and the next one probes."""
+    found = opened()
+    at_ms = NOW_MS + 60_000
+    (probe,) = begin(found, at_ms)
+    assert ways(end(found, probe, BAD._replace(uncalled=True), at_ms)) == [(probe, "refused")]
+    assert found.breaker.state == "half_open"
+    assert len(begin(found, at_ms)) == 1
+
+
 def test_a_systemic_failure_opens_it_and_does_not_count() -> None:
     found = lane("a", retry=RetryPolicy(max_attempts=1), breaker=BREAKER)
     begin(found, NOW_MS)
