@@ -240,7 +240,7 @@ def define_workflow(
             laned = dedup(laned, LANED_VALUE, uid="dedup", ttl_ms=duplicates_ttl_ms)
         delivered = laned.process(Delivery(delivery, lanes), DELIVERED)
         delivered.uid("delivery").name("delivery").set_max_parallelism(LANE_GROUPS)
-        accepted = from_lanes(delivered, uid="lanes", parallelism=at_gate)
+        accepted = from_lanes(delivered, len(lanes), uid="lanes", parallelism=at_gate)
         turned_away.append(delivered)
         # What could not be delivered in its time is kept, to be sent later.
         if delivery.to_fallback:

@@ -218,18 +218,19 @@ def dedup(stream: KeyedStream, value: RowTypeInfo, *, uid: str, ttl_ms: int) -> 
     return KeyedStream(keyed, value, step)
 
 
-def from_lanes(stream: DataStream, *, uid: str, parallelism: int) -> DataStream:
+def from_lanes(stream: DataStream, lanes: int, *, uid: str, parallelism: int) -> DataStream:
     """What comes out of delivery to accepted events and watermarks (Lanes.java).
 
     Args:
         stream: rows of `departures.DELIVERED`, of a step with `LANE_GROUPS` as its max parallelism.
+        lanes: how many there are: fixed as long as the job lives.
         uid: uid and name of the step.
         parallelism: that of delivery: a lane and what it holds back are in one place.
 
     Returns:
         Rows of `ACCEPTED`.
     """
-    refs = [LANE_GROUPS]
+    refs = [LANE_GROUPS, lanes]
     step = _add(stream, "Lanes", uid, refs, ACCEPTED.get_java_type_info(), parallelism)
     step._j_data_stream.getTransformation().setMaxParallelism(LANE_GROUPS)
     return step

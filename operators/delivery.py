@@ -201,11 +201,6 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             chunks = [_decode_chunk(data) for data in self._records.values()]
             lane = Lane(self._rules.policy, _decode_head(head) if head else None, chunks)
             kept = {chunk.first: len(chunk) for chunk in chunks}
-            if key not in self._lanes:
-                raise RuntimeError(
-                    "delivery.lanes is less than it was when the savepoint was taken: set it to "
-                    "what it was then, a job keeps it for ever"
-                )
             number = self._lanes.index(key)
             station = self._stations[key] = _Station(number, Round(lane), head, kept)
         return station

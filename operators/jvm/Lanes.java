@@ -14,12 +14,14 @@
  * Guarantee: what the lanes hold, and how far the watermark has been sent, is operator state, and each
  * subtask takes from it what its lanes are, whatever the parallelism; the least of what has been sent is
  * sent again before any event. So after a restart an event is late where it would have been without it.
+ * How many lanes there are is kept too: with another number keys would change their lane, and records theirs.
  */
 public class Lanes extends AbstractStreamOperator implements OneInputStreamOperator {
-  private static final int VERSION = 1;
+  private static final int VERSION = 2;
   private static final String[] COUNTED = {"waiting", "in_flight"};
   private static final String[] ADDED = {"delivered", "dead_letters"};
   private final int maxParallelism;
+  private final int lanes;
   private transient org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper json;
   private transient ListState state;
   private transient Map held;
@@ -31,6 +33,7 @@ public class Lanes extends AbstractStreamOperator implements OneInputStreamOpera
   public Lanes(Object[] refs, StreamTask task, StreamConfig config, Output output,
       ProcessingTimeService times) {
     this.maxParallelism = ((Number) refs[0]).intValue();
+    this.lanes = ((Number) refs[1]).intValue();
     this.processingTimeService = times;
     setup(task, config, output);
   }
@@ -48,8 +51,13 @@ public class Lanes extends AbstractStreamOperator implements OneInputStreamOpera
       java.io.DataInputStream in = new java.io.DataInputStream(
           new java.io.ByteArrayInputStream((byte[]) saved.next()));
       int version = in.readInt();
-      if (version != VERSION) {
+      if (version != 1 && version != VERSION) {
         throw new IllegalStateException("state of lanes has version " + version + ", this code reads " + VERSION);
+      }
+      int before = version == 1 ? lanes : in.readInt();
+      if (before != lanes) {
+        throw new IllegalStateException("delivery.lanes = " + lanes + ", and it was " + before
+            + " in the savepoint: set it to " + before + ", a job keeps it for ever");
       }
       least = Math.min(least, in.readLong());
       for (int n = in.readInt(); n > 0; n--) {
@@ -78,6 +86,7 @@ public class Lanes extends AbstractStreamOperator implements OneInputStreamOpera
     java.io.ByteArrayOutputStream bytes = new java.io.ByteArrayOutputStream();
     java.io.DataOutputStream out = new java.io.DataOutputStream(bytes);
     out.writeInt(VERSION);
+    out.writeInt(lanes);
     out.writeLong(sent);
     out.writeInt(held.size());
     Iterator entries = held.entrySet().iterator();

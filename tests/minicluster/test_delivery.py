@@ -250,6 +250,25 @@ def test_a_breaker_that_is_open_is_still_open_after_a_kill(
     assert not more, "one record is the probe"
 
 
+def test_another_number_of_lanes_is_refused_by_the_state_itself(
+    tmp_path: Path, long_source: Path, server: ServerProcess
+) -> None:
+    """As on a cluster, where nobody compares the settings with those of the savepoint."""
+    output = OutputFolder(tmp_path / "out")
+    job = call(tmp_path, long_source, server, source={"split_bytes": 5_000})
+    with started(*job) as running:
+        wait_until("a checkpoint", lambda: checkpoints(output.root))
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=60)
+    kept = json.loads(output.settings.read_text())
+    kept["delivery"]["lanes"] = 2 * LANES
+    output.settings.write_text(json.dumps(kept))
+    more = call(tmp_path, long_source, server, delivery={"lanes": 2 * LANES})
+    refused = run(*more, "--resume")
+    assert refused.returncode != 0
+    assert f"delivery.lanes = {2 * LANES}, and it was {LANES} in the savepoint" in refused.stderr
+
+
 def test_what_the_service_refuses_is_a_dead_letter_at_once(
     tmp_path: Path, source: Path, expected: Expected, server: ServerProcess
 ) -> None:
