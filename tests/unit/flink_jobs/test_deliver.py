@@ -55,11 +55,11 @@ def send(
     to: DeliveryRules,
     per_second: float = math.inf,
     stop: Callable[[], bool] = lambda: False,
-    show: Callable[[Sent], None] = lambda _: None,
+    **how: Any,
 ) -> Sent:
     folder = FallbackFolder(root)
     with folder.claim():
-        return deliver_folder(folder, to, pace=Pace(per_second), stop=stop, show=show)
+        return deliver_folder(folder, to, pace=Pace(per_second), stop=stop, **how)
 
 
 def keys(server: HttpServer) -> list[str]:
@@ -284,6 +284,45 @@ def test_while_the_target_is_down_nothing_is_given_up(root: Path, server: HttpSe
     )
     assert (sent.delivered, sent.is_done) == (40, True)
     assert len(server.requests()) == 100
+
+
+def test_a_target_that_takes_nothing_for_too_long_is_left(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line(f"p{i}", f"u{i}") for i in range(40)])
+    server.behave(Rule(status=503))
+    breaker = {"breaker.consecutive": 3, "breaker.open_ms": 20, "breaker.open_cap_ms": 20}
+    sent = send(root, rules("http", **{"http.url": server.url, **breaker}), give_up_after_ms=500)
+    assert (sent.delivered, sent.gave_up, sent.is_done) == (0, True, False)
+    assert 0.5 <= sent.wall_s < 20
+    assert len(server.requests()) > 40, "no probe was made"
+
+
+def test_a_breaker_that_is_held_open_does_not_keep_it_for_ever(
+    root: Path, service: Service
+) -> None:
+    write_part(root, A, [line("p")])
+    sent = send(root, rules(f"{HERE}:take", **{"breaker.forced": "open"}), give_up_after_ms=300)
+    assert (sent.left, sent.gave_up, service.events) == (1, True, [])
+
+
+def test_a_target_that_takes_some_now_and_then_is_not_left(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line(f"p{i}") for i in range(6)])
+    server.behave(Rule(delay_ms=250))
+    to = rules("http", **{"http.url": server.url})
+    assert send(root, to, give_up_after_ms=600).is_done
+
+
+def test_to_wait_for_the_rate_is_no_reason_to_give_up(root: Path, service: Service) -> None:
+    write_part(root, A, [line(f"p{i}") for i in range(4)])
+    sent = send(root, rules(f"{HERE}:take"), per_second=2, give_up_after_ms=250)
+    assert (sent.is_done, sent.gave_up) == (True, False)
+
+
+def test_what_is_out_when_it_is_given_up_is_waited_for(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line("p"), line("q", "b")])
+    server.behave(Rule(delay_ms=600))
+    to = rules("http", **{"http.url": server.url})
+    sent = send(root, to, give_up_after_ms=200)
+    assert (sent.delivered, sent.gave_up, sent.is_done) == (2, False, True)
 
 
 def test_a_target_that_cannot_be_opened_is_one_line(
