@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,55 @@ def test_the_rate_is_kept_to_repeated_calls_included(root: Path, service: Servic
         # 160 more take 0.4 s, less the 0.1 s that may be made up for, and some for the loop.
         assert last - first > 0.25
     assert at[-1] - at[0] < 2.5, "it waits for longer than it has to"
+
+
+# --- Retry-After
+
+
+def in_seconds() -> str:
+    return "2"
+
+
+def as_date() -> str:
+    """Whole seconds: the one that begins 2 to 3 seconds from now."""
+    return formatdate(math.ceil(time.time()) + 2, usegmt=True)
+
+
+@pytest.mark.parametrize("after", [in_seconds, as_date])
+def test_what_the_service_asks_for_is_waited_for(
+    root: Path, server: HttpServer, after: Callable[[], str]
+) -> None:
+    """By itself it would be asked again within 5 ms."""
+    write_part(root, A, [line("p")])
+    asked = after()
+    server.behave(Rule(status=429, retry_after=asked, first=1))
+    assert send(root, rules("http", **{"http.url": server.url})).is_done
+    first, second = server.requests()
+    date_s = parsedate_to_datetime(asked).timestamp() if "GMT" in asked else first.at_s + 2
+    assert date_s - 0.05 <= second.at_s < date_s + 10
+
+
+@pytest.mark.parametrize("after", ["3", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_what_asks_for_more_than_the_budget_is_given_up_at_once(
+    root: Path, server: HttpServer, after: str
+) -> None:
+    write_part(root, A, [line("p")])
+    server.behave(Rule(status=503, retry_after=after))
+    sent = send(root, rules("http", **{"http.url": server.url, "retry.budget_ms": 2_000}))
+    assert sent.undelivered == {"http_503": 1}
+    assert (len(server.requests()), sent.left) == (1, 0)
+    assert reasons(root)[0]["disposition"] == "exhausted"
+
+
+def test_no_call_is_made_behind_the_end_of_the_budget(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line("p")])
+    server.behave(Rule(status=503))
+    patient = {"retry.max_attempts": 1000, "retry.base_ms": 50, "retry.cap_ms": 50}
+    to = rules("http", **{"http.url": server.url, **patient, "retry.budget_ms": 1_000})
+    assert send(root, to).undelivered == {"http_503": 1}
+    first, *_, last = server.requests()
+    assert last.at_s - first.at_s < 1.5
+    assert len(server.requests()) > 5
 
 
 # --- a target that is down
