@@ -86,6 +86,20 @@ def test_over_http_it_has_the_same_key_and_body(root: Path, server: HttpServer) 
     assert (request.key, request.body) == ("key-p0", line("p0", breakwater_key=None))
 
 
+def test_parts_that_a_consumer_wrote_are_sent_and_an_empty_one_is_none(
+    root: Path, service: Service
+) -> None:
+    """As the README has it for a topic: what is still being written has another name."""
+    write_part(root, "part-1764187000.jsonl", [line("p0"), line("p1")])
+    write_part(root, "part-1764187600.jsonl", [])
+    write_part(root, ".next", [line("later")])
+    assert send(root, rules(f"{HERE}:take")).is_done
+    assert service.products == ["p0", "p1"]
+    (root / ".next").rename(root / "part-1764188200.jsonl")
+    assert send(root, rules(f"{HERE}:take")).delivered == 1
+    assert service.products == ["p0", "p1", "later"]
+
+
 def test_what_has_been_sent_is_not_sent_again(root: Path, service: Service) -> None:
     write_part(root, A, [line(f"p{i}") for i in range(3)])
     send(root, rules(f"{HERE}:take"))
