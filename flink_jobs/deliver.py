@@ -29,6 +29,8 @@ _CHUNK_BYTES: Final = 1_000_000
 _MOST_BYTES: Final = 16_000_000
 #: So often it looks whether it is to stop, and shows how far it is.
 _LOOK_EVERY_MS: Final = 200
+#: A target that takes nothing for so long is left for another call.
+GIVE_UP_AFTER_MS: Final = 600_000
 _NO_LINE: Final = "not_a_fallback_line"
 
 
@@ -45,6 +47,7 @@ class Sent:
         wall_s: how long it took.
         state: of the breaker: "closed", "open", "half_open".
         wait_ms: until something is tried again, while the breaker is open.
+        gave_up: whether it has ended because nothing could be delivered any more.
     """
 
     events: int
@@ -55,6 +58,7 @@ class Sent:
     wall_s: float = 0.0
     state: str = "closed"
     wait_ms: int = 0
+    gave_up: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -69,6 +73,7 @@ class Sent:
             "delivered": self.delivered,
             "undelivered": dict(sorted(self.undelivered.items())),
             "left": self.left,
+            "gave_up": self.gave_up,
             "wall_time_s": round(self.wall_s, 1),
             "events_per_s": round(self.delivered / self.wall_s) if self.wall_s > 0 else 0,
         }
@@ -80,13 +85,14 @@ def deliver_folder(
     *,
     pace: Pace,
     stop: Callable[[], bool],
+    give_up_after_ms: int = GIVE_UP_AFTER_MS,
     show: Callable[[Sent], None] = lambda _: None,
 ) -> Sent:
-    """Send what is to be sent, until nothing is or it is to stop.
+    """Send what is to be sent, until nothing is, it is to stop, or nothing gets through.
 
     By delivery's own rules, with one lane for all: retries, breaker, order and failures are as in
     the job, and so is what the target is called with. But nothing expires: to wait is what the
-    events are here for. So while the target is down this waits with them.
+    events are here for. So while the target is down this waits with them, but not for ever.
 
     Guarantee: what has been written down as delivered is not sent again. What was being sent when
     the command was killed is sent again, with the same idempotency key.
@@ -96,6 +102,7 @@ def deliver_folder(
         rules: what delivery goes by.
         pace: how fast.
         stop: whether to end: no call is begun any more, and those that are out are waited for.
+        give_up_after_ms: it ends so too when nothing has become of any event for so long.
         show: is told how far it is, a few times a second.
 
     Raises:
@@ -103,7 +110,7 @@ def deliver_folder(
         OSError: the folder cannot be read and written; `FallbackFolder.claim` puts it in one line.
     """
     now_ms = _clock()
-    with closing(_Sending(folder, rules, now_ms)) as sending:
+    with closing(_Sending(folder, rules, now_ms, pace, give_up_after_ms)) as sending:
         if sending.sent().left:
             courier = Courier(
                 rules.target(),
@@ -148,12 +155,20 @@ class _Sending:
     """What one command does."""
 
     def __init__(
-        self, folder: FallbackFolder, rules: DeliveryRules, now_ms: Callable[[], int]
+        self,
+        folder: FallbackFolder,
+        rules: DeliveryRules,
+        now_ms: Callable[[], int],
+        pace: Pace,
+        give_up_after_ms: int,
     ) -> None:
         self._folder = folder
         self._rules = rules
         self._now_ms = now_ms
-        self._began_ms = now_ms()
+        self._pace = pace
+        self._give_up_after_ms = give_up_after_ms
+        self._began_ms = self._moved_ms = now_ms()
+        self._gave_up = False
         self._reader = FallbackReader(rules.contract)
         self._parts = folder.parts()
         self._before = self._count(DELIVERED)
@@ -187,17 +202,19 @@ class _Sending:
             wall_s=(now_ms - self._began_ms) / 1000,
             state=breaker.state,
             wait_ms=max(0, change_ms - now_ms) if breaker.state == "open" and change_ms else 0,
+            gave_up=self._gave_up and bool(self._count(TO_SEND)),
         )
 
     def _count(self, mark: int) -> int:
         return sum(part.count(mark) for part in self._parts)
 
     def run(self, courier: Courier, stop: Callable[[], bool], show: Callable[[Sent], None]) -> None:
-        """Until nothing is to be sent, or it is to stop."""
+        """Until nothing is to be sent, it is to stop, or nothing gets through."""
         next_show_ms = 0
         with courier.locked():
             while self._lane.count or self._next:
-                if stop():
+                self._gave_up = self._is_stuck()
+                if self._gave_up or stop():
                     self._end(courier)
                     return
                 self._take_in()
@@ -220,6 +237,13 @@ class _Sending:
             or (self._next is not None and self._fits(self._next))
             or lane.wanted(self._now_ms(), self._round.has) is not None
         )
+
+    def _is_stuck(self) -> bool:
+        """Whether nothing has become of any event for too long, through the target's fault."""
+        now_ms = self._now_ms()
+        if self._lane.breaker.state == "closed" and self._pace.free_ms > now_ms:
+            self._moved_ms = now_ms  # it is the rate that is waited for
+        return now_ms - self._moved_ms >= self._give_up_after_ms
 
     def came_back(self) -> None:
         """Write down at once what has become of a call: the command may be killed at any moment."""
@@ -301,6 +325,8 @@ class _Sending:
     def _settle(self) -> None:
         """Write down what has left."""
         left, self._round.left = self._round.left, []
+        if left:
+            self._moved_ms = self._now_ms()
         delivered: dict[int, list[int]] = defaultdict(list)
         undelivered: list[Left] = []
         for each in left:

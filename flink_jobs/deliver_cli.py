@@ -70,6 +70,16 @@ def deliver(
             rich_help_panel=HOW,
         ),
     ] = None,
+    give_up_after_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=30 * 86_400,
+            help="End when the target has taken nothing for so long; the same call goes on later.",
+            rich_help_panel=HOW,
+        ),
+    ] = 600,
     again: Annotated[
         bool,
         typer.Option(
@@ -115,6 +125,7 @@ def deliver(
                 rules,
                 pace=Pace(rate_per_second or math.inf),
                 stop=lambda: interrupt.requested,
+                give_up_after_ms=round(give_up_after_seconds * 1000),
                 show=show,
             )
     if json:
@@ -123,6 +134,13 @@ def deliver(
         _print(Console(), folder, sent)
     if interrupt.requested:
         say(Console(stderr=True), "stopped; the same call goes on where this one has ended")
+    elif sent.gave_up:
+        told = f"{sent.delivered:,} delivered, {sent.left:,} left"
+        waited = f"the target has taken nothing for {give_up_after_seconds:g} s"
+        say(
+            Console(stderr=True),
+            f"given up, {waited}: {told}; the same call goes on where this one has ended",
+        )
     raise typer.Exit(0 if sent.is_done else FAILED)
 
 

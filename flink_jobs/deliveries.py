@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 from flink_jobs.setting_tables import Settings
 from operators.delivery_rules import DeliveryRules
 from operators.fallback import UNDELIVERED, refuse_contract
+from operators.rules.contract import Contract
 from operators.rules.failure import FailureTable
 from operators.rules.lane_records import Disposition, LanePolicy
 from udfs.function_target import FunctionTarget, load_function
@@ -44,7 +45,7 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
         contract=settings.contract.load(),
         # Those that come with Breakwater keep to it themselves, and say more when it is over.
         timeout_ms=delivery.timeout_ms + (_OWN_TIMEOUT_MS if own else 0),
-        calls_per_worker=delivery.calls_per_worker,
+        calls_per_worker=_calls_per_worker(settings),
         slow_input_ms=delivery.slow_input_ms,
         drain_timeout_ms=delivery.drain_timeout_ms,
         window_ms=settings.windows.size_ms,
@@ -54,6 +55,14 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
         duplicates_ttl_ms=deduplicate.ttl_ms if deduplicate.enabled else 0,
         to_fallback=to_fallback(settings),
     )
+
+
+def _calls_per_worker(settings: Settings) -> int:
+    """No more than can be made at a time: one that waits within the target loses its own time."""
+    calls = settings.delivery.calls_per_worker
+    if settings.delivery.target == "postgres":
+        return min(calls, settings.postgres.connections)
+    return calls
 
 
 def to_fallback(settings: Settings) -> frozenset[Disposition]:
@@ -131,7 +140,8 @@ def _http_target(settings: Settings) -> Target:
                 "and where the workers run"
             )
         headers[name] = os.environ[variable]
-    columns = settings.contract.load().columns
+    contract = settings.contract.load()
+    _refuse_answer_fields(http.answer_fields, contract)
     return HttpTarget(
         HttpSettings(
             url=http.url,
@@ -144,8 +154,20 @@ def _http_target(settings: Settings) -> Target:
             connections=delivery.calls_per_worker,
             answer_max_bytes=http.answer_max_bytes,
         ),
-        {column.name: column.attribute for column in columns},
+        {column.name: column.attribute for column in contract.columns},
     )
+
+
+def _refuse_answer_fields(names: Sequence[str], contract: Contract) -> None:
+    """At start a person is there to read it: else each event would be a dead letter for it."""
+    fixed = {contract.key, contract.event_time, contract.identity}
+    may_be = [column.name for column in contract.columns if column.name not in fixed]
+    for name in names:
+        if name not in may_be:
+            raise TargetError(
+                f"http.answer_fields: {name!r} cannot be added: use fields of the contract, but "
+                f"not its key, time or identity: {', '.join(may_be) or 'none'}"
+            )
 
 
 def _postgres_target(settings: Settings) -> Target:

@@ -40,7 +40,10 @@ class DeliverySettings(Table):
         default=16, ge=1, le=10_000, description="calls of a lane at a time"
     )
     calls_per_worker: Whole = Field(
-        default=64, ge=1, le=10_000, description="calls of a subtask at a time"
+        default=64,
+        ge=1,
+        le=10_000,
+        description="calls of a subtask at a time; to Postgres no more than it has connections",
     )
     ordering: Literal["key", "none"] = Field(
         default="key",
@@ -159,7 +162,7 @@ class PostgresTargetSettings(Table):
         default="update", description='a row that is there: "update" it, or do "nothing"'
     )
     connections: Whole = Field(
-        default=4, ge=1, le=1000, description="connections of a subtask at a time"
+        default=4, ge=1, le=1000, description="connections of a subtask, and so its calls at a time"
     )
 
 
@@ -240,6 +243,14 @@ class FailureSettings(Table):
     retryable: bool = Field(default=False, description="the same call may succeed later")
     systemic: bool = Field(default=False, description="it is about the target: the breaker opens")
     wait_ms: Whole = Field(default=0, ge=0, le=DAY_MS, description="at least, before the next call")
+
+    @field_validator("systemic", "wait_ms")
+    @classmethod
+    def _needs_a_next_call(cls, value: int, info: ValidationInfo) -> int:
+        """Else a record is given up for what is no fault of its own, or for having to wait."""
+        if value and not info.data.get("retryable", True):
+            raise PydanticCustomError("no_next_call", "needs retryable = true: else it is given up")
+        return value
 
     def handling(self) -> Handling:
         """The same as a rule."""

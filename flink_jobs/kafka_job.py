@@ -42,8 +42,9 @@ _LEAST_CHECKPOINTS: Final = 3
 #: payload: coordinates, and times and numbers written anew.
 _LINE_EXTRA_BYTES: Final = 65_536
 _LEAST_MESSAGE_BYTES: Final = 262_144
-#: In one partition the rows of a checkpoint appear at once, and are deleted from the oldest on.
-_PARTITIONS: Final = {"ledger": 1}
+#: In one partition the rows of a checkpoint appear at once, and are deleted from the oldest on. And
+#: there the events of a key stay behind each other: they have no key in the store's topic.
+_PARTITIONS: Final = {"ledger": 1, "fallback": 1}
 _RECOVERY: Final = "execution.state-recovery.path"
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from flink_jobs.delivery_settings import FailureSettings
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.setting_tables import ENV_PREFIX, PoisonPatternSettings, known_fields
 
@@ -89,7 +90,7 @@ def _explain_one(detail: ErrorDetails, layers: tuple[Layer, ...]) -> str:
     name = ".".join(path)
     setting = _setting_path(path)
     if detail["type"] == "extra_forbidden":
-        known = list(known_fields()) + _pattern_names(path)
+        known = [".".join((*path[:-1], own)) for own in _own_names(path)] or list(known_fields())
         where = _layer_of(setting, layers).file
         return f"{name}: no such setting; {_nearest(name, known)} (in {where})"
     layer = _layer_of(setting, layers)
@@ -100,18 +101,25 @@ def _explain_one(detail: ErrorDetails, layers: tuple[Layer, ...]) -> str:
     advice = layer.advice(setting)
     if detail["type"] == "missing":
         return f"{name}: is missing; {advice}"
-    return f"{name} = {_shown(detail['input'])}: {_wrong(detail)}; {advice}"
+    return f"{name} = {_shown(detail['input'])}: {_wrong(detail, path)}; {advice}"
 
 
-def _pattern_names(path: tuple[str, ...]) -> list[str]:
-    if path[:2] != ("poison", "patterns"):
-        return []
-    return [".".join((*path[:3], name)) for name in PoisonPatternSettings.model_fields]
+def explain_pair(path: tuple[str, str], value: object, why: str, layers: tuple[Layer, ...]) -> str:
+    """What is wrong with a setting beside another one."""
+    advice = _layer_of(path, layers).advice(path)
+    return f"{'.'.join(path)} = {_shown(value)}: {why}; {advice}"
+
+
+def _own_names(path: tuple[str, ...]) -> list[str]:
+    """What an entry of a list or table that the user writes may have."""
+    if path[:2] == ("poison", "patterns"):
+        return list(PoisonPatternSettings.model_fields)
+    return list(FailureSettings.model_fields) if path[0] == "failures" else []
 
 
 def _setting_path(path: tuple[str, ...]) -> tuple[str, ...]:
     """Cut what lies inside a setting: poison.patterns.0.reason is part of poison.patterns."""
-    return path[:1] if path[0] == "flink" else path[:2]
+    return path[:1] if path[0] in ("flink", "failures") else path[:2]
 
 
 def _layer_of(path: tuple[str, ...], layers: tuple[Layer, ...]) -> Layer:
@@ -119,7 +127,7 @@ def _layer_of(path: tuple[str, ...], layers: tuple[Layer, ...]) -> Layer:
     return next((layer for layer in layers if layer.holds(path)), layers[-1])
 
 
-def _wrong(detail: ErrorDetails) -> str:
+def _wrong(detail: ErrorDetails, path: tuple[str, ...]) -> str:
     context = detail.get("ctx", {})
     words = {
         "greater_than_equal": f"must be at least {context.get('ge')}",
@@ -135,7 +143,7 @@ def _wrong(detail: ErrorDetails) -> str:
         "literal_error": f"must be {context.get('expected')}",
         "tuple_type": "must be a list",
         "dict_type": "must be a table",
-        "model_type": "must be {pattern = ..., reason = ...}",
+        "model_type": f"must be {{{', '.join(f'{inner} = ...' for inner in _own_names(path))}}}",
     }
     return words.get(detail["type"], detail["msg"])
 

@@ -21,10 +21,12 @@ from flink_jobs.setting_faults import (
     Layer,
     SettingsError,
     explain,
+    explain_pair,
     not_json,
     refuse_unknown_variables,
     where,
 )
+from flink_jobs.setting_pairs import contradictions
 from flink_jobs.setting_tables import (
     ENV_PREFIX,
     ContractSettings,
@@ -125,6 +127,9 @@ def _check_delivery(settings: Settings, layers: tuple[Layer, ...]) -> None:
             check()
         except (RetryError, BreakerError, FailureError, TargetError, FallbackError) as error:
             raise SettingsError(f"{where(table, layers)}: {error}") from None
+    for each in contradictions(settings):
+        value = getattr(getattr(settings, each.table), each.name)
+        raise SettingsError(explain_pair((each.table, each.name), value, each.why, layers))
 
 
 # --- the sources ---------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Semaphore, Thread
 from typing import Any
 
 from udfs.targets import Event, Outcome, Target, TargetError
@@ -36,7 +39,7 @@ class FunctionTarget(Target):
         self._function = function
         self.max_batch = max_batch
         self.keeps_order = bool(getattr(function, "keeps_order", False))
-        self._threads = None if _is_async(function) else ThreadPoolExecutor(threads, "target")
+        self._threads = None if _is_async(function) else _Threads(threads)
 
     async def deliver(self, events: Sequence[Event]) -> Sequence[Outcome]:
         """Call the function."""
@@ -48,13 +51,64 @@ class FunctionTarget(Target):
     async def close(self) -> None:
         """Let go of the threads, whether they have come back or not."""
         if self._threads:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
 
     async def _call(self, argument: Any) -> Any:
         if self._threads is None:
             return await self._function(argument)
-        work = functools.partial(self._function, argument)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        result = await self._threads.run(functools.partial(self._function, argument))
+        # A `def` around an `async def`, as a decorator may be.
+        return await result if inspect.isawaitable(result) else result
+
+
+class _Threads:
+    """So many threads at most, begun when they are needed, for calls from one loop.
+
+    Python does not end before those of its own executor have come back, and one that hangs never
+    does: a command that has given up the call would not end either. So these are daemons.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._threads: list[Thread] = []
+        self._idle = Semaphore(0)
+        self._work: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """What it returns or raises. One that is cancelled before its turn is not begun."""
+        future: Future[Any] = Future()
+        self._work.put((work, future))
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
+            thread = Thread(target=self._run, name=f"target-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Let each end with the call that it is in; what waits for its turn is left."""
+        with suppress(Empty):
+            while True:
+                self._work.get_nowait()
+        for _ in self._threads:
+            self._work.put(None)
+
+    def _run(self) -> None:
+        while (found := self._work.get()) is not None:
+            work, future = found
+            if future.set_running_or_notify_cancel():
+                _settle(future, work)
+            self._idle.release()
+
+
+def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except StopIteration as error:  # a future of asyncio takes none, and would never be done
+        stopped = RuntimeError("the function has raised StopIteration")
+        stopped.__cause__ = error
+        future.set_exception(stopped)
+    except BaseException as error:  # of any kind: it is for the one who waits
+        future.set_exception(error)
 
 
 def load_function(path: str) -> Callable[..., Any]:

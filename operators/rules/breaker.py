@@ -281,10 +281,11 @@ def _window(
         last = kept[-1] if kept and kept[-1].since_ms == since_ms else None
     else:
         kept, since_ms = window, now_ms
+        # As many as it may hold, `min_calls` may be just that; and not a call more.
+        while sum(piece.calls for piece in kept) >= policy.window_calls:
+            kept = kept[1:]
         size = max(1, policy.window_calls // _PIECES)
         last = kept[-1] if kept and kept[-1].calls < size else None
-        if last is None and sum(piece.calls for piece in kept) + size > policy.window_calls:
-            kept = kept[1:]
     head = kept[:-1] if last else kept
     piece = last or Piece(since_ms)
     return (

@@ -1,10 +1,12 @@
-"""The fallback store as a topic."""
+"""The fallback store as a topic, and what is sent of it later."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +19,10 @@ from tests.runs import run
 pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
 
-def test_with_the_target_down_all_that_is_good_is_in_the_stores_topic_once(kafka: Kafka) -> None:
-    kafka.send(kafka.create("in"), skewed(lines(kafka.folder, 5_000, WITHIN_THE_DELAY_S)))
+def test_with_the_target_down_all_that_is_good_is_in_the_stores_topic_once_and_can_be_sent(
+    kafka: Kafka,
+) -> None:
+    kafka.send(kafka.create("in"), skewed(lines(kafka.folder, 2_000, WITHIN_THE_DELAY_S)))
     delivery = {"target": "http", "fallback": "file", "overflow": "fallback", "max_records": 50,
                 "slow_input_ms": 0, "drain_timeout_ms": 500}  # fmt: skip
     with HttpServer(Rule(status=503)) as server:
@@ -28,7 +32,8 @@ def test_with_the_target_down_all_that_is_good_is_in_the_stores_topic_once(kafka
             retry={"max_attempts": 2, "base_ms": 1},
         )
         ended = kafka.run(config)
-    assert ended.returncode == 0, ended.stderr
+        assert ended.returncode == 0, ended.stderr
+        assert_all_is_sent_later(kafka, config, server)
     expected = expect(kafka.sent)
     stored = kafka.rows("fallback")
     assert Counter(map(place_of, stored)) == Counter(dict.fromkeys(expected.processed, 1))
@@ -45,3 +50,31 @@ def test_with_the_target_down_all_that_is_good_is_in_the_stores_topic_once(kafka
     assert (audited.returncode, found["problems"]) == (0, [])
     assert (found["fallback"], found["processed"]) == (len(stored), 0)
     assert "fallback" in run("ledger", "--config", config, "--by", "partition").stdout
+
+
+def assert_all_is_sent_later(kafka: Kafka, config: Path, server: HttpServer) -> None:
+    """As the README says: the lines of the topic, as a consumer prints them, are a part."""
+    topic = kafka.topic("fallback")
+    in_order = [name for name, _ in kafka.places()].count(topic) == 1
+    assert in_order, "the events of a key are in several partitions"
+    stored = [message.value() for message in kafka.read([topic])]
+    part = kafka.folder / "later" / "part-1764187000.jsonl"
+    part.parent.mkdir()
+    part.write_bytes(b"".join(b"%b\n" % value for value in stored))
+    server.behave()
+    server.reset()
+    sent = run("deliver", "--from", part.parent, "--config", config, "--json")
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert json.loads(sent.stdout)["delivered"] == len(stored) > 0
+    asked = [
+        json.dumps({**json.loads(request.body), "breakwater_key": request.key})
+        for request in server.requests()
+    ]
+    assert by_user(asked) == by_user(json.dumps(json.loads(value)) for value in stored)
+
+
+def by_user(lines: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        found[json.loads(line)["user_id"]].append(line)
+    return found

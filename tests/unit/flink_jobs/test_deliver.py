@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,11 @@ def send(
     to: DeliveryRules,
     per_second: float = math.inf,
     stop: Callable[[], bool] = lambda: False,
-    show: Callable[[Sent], None] = lambda _: None,
+    **how: Any,
 ) -> Sent:
     folder = FallbackFolder(root)
     with folder.claim():
-        return deliver_folder(folder, to, pace=Pace(per_second), stop=stop, show=show)
+        return deliver_folder(folder, to, pace=Pace(per_second), stop=stop, **how)
 
 
 def keys(server: HttpServer) -> list[str]:
@@ -83,6 +84,20 @@ def test_over_http_it_has_the_same_key_and_body(root: Path, server: HttpServer) 
     assert send(root, rules("http", **{"http.url": f"{server.url}/e"})).is_done
     (request,) = server.requests()
     assert (request.key, request.body) == ("key-p0", line("p0", breakwater_key=None))
+
+
+def test_parts_that_a_consumer_wrote_are_sent_and_an_empty_one_is_none(
+    root: Path, service: Service
+) -> None:
+    """As the README has it for a topic: what is still being written has another name."""
+    write_part(root, "part-1764187000.jsonl", [line("p0"), line("p1")])
+    write_part(root, "part-1764187600.jsonl", [])
+    write_part(root, ".next", [line("later")])
+    assert send(root, rules(f"{HERE}:take")).is_done
+    assert service.products == ["p0", "p1"]
+    (root / ".next").rename(root / "part-1764188200.jsonl")
+    assert send(root, rules(f"{HERE}:take")).delivered == 1
+    assert service.products == ["p0", "p1", "later"]
 
 
 def test_what_has_been_sent_is_not_sent_again(root: Path, service: Service) -> None:
@@ -269,6 +284,55 @@ def test_the_rate_is_kept_to_repeated_calls_included(root: Path, service: Servic
     assert at[-1] - at[0] < 2.5, "it waits for longer than it has to"
 
 
+# --- Retry-After
+
+
+def in_seconds() -> str:
+    return "2"
+
+
+def as_date() -> str:
+    """Whole seconds: the one that begins 2 to 3 seconds from now."""
+    return formatdate(math.ceil(time.time()) + 2, usegmt=True)
+
+
+@pytest.mark.parametrize("after", [in_seconds, as_date])
+def test_what_the_service_asks_for_is_waited_for(
+    root: Path, server: HttpServer, after: Callable[[], str]
+) -> None:
+    """By itself it would be asked again within 5 ms."""
+    write_part(root, A, [line("p")])
+    asked = after()
+    server.behave(Rule(status=429, retry_after=asked, first=1))
+    assert send(root, rules("http", **{"http.url": server.url})).is_done
+    first, second = server.requests()
+    date_s = parsedate_to_datetime(asked).timestamp() if "GMT" in asked else first.at_s + 2
+    assert date_s - 0.05 <= second.at_s < date_s + 10
+
+
+@pytest.mark.parametrize("after", ["3", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_what_asks_for_more_than_the_budget_is_given_up_at_once(
+    root: Path, server: HttpServer, after: str
+) -> None:
+    write_part(root, A, [line("p")])
+    server.behave(Rule(status=503, retry_after=after))
+    sent = send(root, rules("http", **{"http.url": server.url, "retry.budget_ms": 2_000}))
+    assert sent.undelivered == {"http_503": 1}
+    assert (len(server.requests()), sent.left) == (1, 0)
+    assert reasons(root)[0]["disposition"] == "exhausted"
+
+
+def test_no_call_is_made_behind_the_end_of_the_budget(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line("p")])
+    server.behave(Rule(status=503))
+    patient = {"retry.max_attempts": 1000, "retry.base_ms": 50, "retry.cap_ms": 50}
+    to = rules("http", **{"http.url": server.url, **patient, "retry.budget_ms": 1_000})
+    assert send(root, to).undelivered == {"http_503": 1}
+    first, *_, last = server.requests()
+    assert last.at_s - first.at_s < 1.5
+    assert len(server.requests()) > 5
+
+
 # --- a target that is down
 
 
@@ -284,6 +348,45 @@ def test_while_the_target_is_down_nothing_is_given_up(root: Path, server: HttpSe
     )
     assert (sent.delivered, sent.is_done) == (40, True)
     assert len(server.requests()) == 100
+
+
+def test_a_target_that_takes_nothing_for_too_long_is_left(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line(f"p{i}", f"u{i}") for i in range(40)])
+    server.behave(Rule(status=503))
+    breaker = {"breaker.consecutive": 3, "breaker.open_ms": 20, "breaker.open_cap_ms": 20}
+    sent = send(root, rules("http", **{"http.url": server.url, **breaker}), give_up_after_ms=500)
+    assert (sent.delivered, sent.gave_up, sent.is_done) == (0, True, False)
+    assert 0.5 <= sent.wall_s < 20
+    assert len(server.requests()) > 40, "no probe was made"
+
+
+def test_a_breaker_that_is_held_open_does_not_keep_it_for_ever(
+    root: Path, service: Service
+) -> None:
+    write_part(root, A, [line("p")])
+    sent = send(root, rules(f"{HERE}:take", **{"breaker.forced": "open"}), give_up_after_ms=300)
+    assert (sent.left, sent.gave_up, service.events) == (1, True, [])
+
+
+def test_a_target_that_takes_some_now_and_then_is_not_left(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line(f"p{i}") for i in range(6)])
+    server.behave(Rule(delay_ms=250))
+    to = rules("http", **{"http.url": server.url})
+    assert send(root, to, give_up_after_ms=600).is_done
+
+
+def test_to_wait_for_the_rate_is_no_reason_to_give_up(root: Path, service: Service) -> None:
+    write_part(root, A, [line(f"p{i}") for i in range(4)])
+    sent = send(root, rules(f"{HERE}:take"), per_second=2, give_up_after_ms=250)
+    assert (sent.is_done, sent.gave_up) == (True, False)
+
+
+def test_what_is_out_when_it_is_given_up_is_waited_for(root: Path, server: HttpServer) -> None:
+    write_part(root, A, [line("p"), line("q", "b")])
+    server.behave(Rule(delay_ms=600))
+    to = rules("http", **{"http.url": server.url})
+    sent = send(root, to, give_up_after_ms=200)
+    assert (sent.delivered, sent.gave_up, sent.is_done) == (2, False, True)
 
 
 def test_a_target_that_cannot_be_opened_is_one_line(

@@ -105,7 +105,7 @@ def test_a_program_is_told_the_same(root: Path, config: Path, server: HttpServer
     assert told.pop("events_per_s") > 0
     assert told == {
         "events": 300, "delivered_before": 0, "delivered": 299, "undelivered": {"http_400": 1},
-        "left": 0, "stopped": False,
+        "left": 0, "gave_up": False, "stopped": False,
     }  # fmt: skip
 
 
@@ -180,6 +180,28 @@ def test_ctrl_c_ends_it_while_the_target_is_down(
     assert table(out)["left"] == "300"
 
 
+def test_it_ends_when_the_target_takes_nothing_and_goes_on_when_it_does(
+    root: Path, config: Path, server: HttpServer
+) -> None:
+    """The bug it catches: while the target is down it waits for ever, in a night's job too."""
+    server.behave(*(Rule(key=f"key-p{i}", first=1) for i in range(20)), Rule(status=503))
+    config.write_text(config.read_text() + "[breaker]\nopen_ms = 100\nopen_cap_ms = 100\n")
+    ended = deliver(root, config, "--give-up-after-seconds", "2")
+    assert ended.returncode == 1, ended.stderr
+    delivered, left = int(table(ended.stdout)["delivered now"]), int(table(ended.stdout)["left"])
+    assert 0 < delivered <= 20
+    assert ended.stderr == (
+        f"given up, the target has taken nothing for 2 s: {delivered} delivered, {left} left; "
+        "the same call goes on where this one has ended\n"
+    )
+    assert len([each for each in server.requests() if each.status == 503]) > 10, "no more probes"
+    server.behave()
+    again = deliver(root, config, "--again", "--json")
+    told = json.loads(again.stdout)
+    assert (again.returncode, told["gave_up"]) == (0, False)
+    assert (told["delivered_before"], told["delivered"]) == (delivered, EVENTS - delivered)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -188,6 +210,7 @@ def test_ctrl_c_ends_it_while_the_target_is_down(
         (["--from", "."], "has no committed part-*.jsonl"),
         (["--from", "fallback", "--rate-per-second", "0"], "--rate-per-second"),
         (["--from", "fallback", "--rate-per-second", "fast"], "--rate-per-second"),
+        (["--from", "fallback", "--give-up-after-seconds", "0"], "--give-up-after-seconds"),
         (["--from", "fallback", "--config", "gone.toml"], "gone.toml"),
     ],
 )

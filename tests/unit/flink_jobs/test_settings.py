@@ -237,13 +237,16 @@ def test_overflow_needs_a_store_to_go_to(config):
         'delivery.overflow = "fallback": needs delivery.fallback = "file"; '
         f"change it in {config} [delivery] or BREAKWATER_DELIVERY__OVERFLOW"
     )
-    config.write_text("[delivery]\noverflow = 'fallback'\nfallback = 'file'")
+    config.write_text(
+        "[delivery]\ntarget = 'http'\noverflow = 'fallback'\nfallback = 'file'\n"
+        "[http]\nurl = 'http://h/'"
+    )
     assert load_settings(config, environ={}).delivery.overflow == "fallback"
 
 
 def test_without_a_target_there_is_no_fallback_store():
     for target, fallback, has in (
-        ("", "file", False), ("http", "dead_letters", False), ("http", "file", True),
+        ("", "dead_letters", False), ("http", "dead_letters", False), ("http", "file", True),
     ):  # fmt: skip
         delivery = {"delivery.target": target, "delivery.fallback": fallback}
         settings = load_settings(None, {**delivery, "http.url": "http://h/"}, {})
@@ -278,6 +281,45 @@ def test_a_contract_with_the_stores_own_field_is_refused(config):
     assert "adds the field breakwater_key to each event" in refusal(config, toml)
     config.write_text(toml.replace('"file"', '"dead_letters"'))
     load_settings(config, environ={})
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("category = 'nope'", ".category = \"nope\": must be 'transient', 'persistent', "),
+        ("retryable = true", ".category: is missing; change it in "),
+        ("category = 'transient'\nretriable = true", "did you mean failures.http_409.retryable?"),
+        ("category = 'transient'\nretryable = true\nwait_ms = 'x'", '.wait_ms = "x": must be a '),
+        (
+            "category = 'persistent'\nsystemic = true",
+            ".systemic = true: needs retryable = true: else it is given up; change it in ",
+        ),
+        (
+            "category = 'transient'\nwait_ms = 5000",
+            ".wait_ms = 5000: needs retryable = true: else it is given up; change it in ",
+        ),
+    ],
+)
+def test_an_entry_of_the_failure_table_is_told_as_what_it_is(config, entry, told):
+    message = refusal(config, f"[failures.http_409]\n{entry}")
+    assert message.startswith("failures.http_409")
+    assert told in message
+
+
+def test_an_entry_of_the_failure_table_is_a_table(config):
+    assert refusal(config, "[failures]\nhttp_409 = 'x'").startswith(
+        'failures.http_409 = "x": must be {category = ..., retryable = ..., systemic = ..., '
+        f"wait_ms = ...}}; change it in {config} or BREAKWATER_FAILURES"
+    )
+
+
+def test_what_may_follow_an_entry_of_the_failure_table_is_taken(config):
+    config.write_text(
+        "[failures.http_402]\ncategory = 'persistent'\nretryable = true\nsystemic = true\n"
+        "[failures.http_409]\ncategory = 'transient'\nretryable = true\nwait_ms = 5000\n"
+        "[failures.'shop.Gone']\ncategory = 'data_quality'\nsystemic = false\nwait_ms = 0"
+    )
+    assert len(load_settings(config, environ={}).failures) == 3
 
 
 def test_a_missing_file_is_told(tmp_path):

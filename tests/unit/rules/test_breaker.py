@@ -107,6 +107,33 @@ def test_a_window_of_calls_forgets_the_oldest() -> None:
     assert called(breaker, *["failure"] * 5, policy=policy).state == "open"
 
 
+@pytest.mark.parametrize("calls", [1, 9, 10, 19, 25, 38, 95, 100])
+def test_a_window_of_calls_holds_as_many_as_are_asked_for(calls: int) -> None:
+    """The bug it catches: of 25 it holds 24 at most, and with min_calls = 25 it never opens."""
+    policy = BreakerPolicy(
+        consecutive=0, slow_rate=1, slow_ms=1, window_calls=calls, min_calls=calls
+    )
+    held = [Breaker()]
+    for _ in range(3 * calls):
+        held.append(called(held[-1], "success", policy=policy, took_ms=0))
+    counts = [sum(piece.calls for piece in breaker.window) for breaker in held]
+    assert max(counts) == calls
+    assert counts[: calls + 1] == [*range(calls + 1)]
+    assert min(counts[calls:]) > calls - max(1, calls // 10)
+    slow = called(Breaker(), *["success"] * (calls - 1), policy=policy, took_ms=1)
+    assert slow.state == "closed"
+    assert called(slow, "success", policy=policy, took_ms=1).state == "open"
+
+
+def test_a_window_of_a_savepoint_with_a_longer_one_is_cut() -> None:
+    long, short = (
+        rated(failure_rate=1.0),
+        BreakerPolicy(consecutive=0, failure_rate=1.0, window_calls=4, min_calls=4),
+    )
+    kept = called(Breaker(), *["success"] * 10, policy=long)
+    assert sum(piece.calls for piece in called(kept, "success", policy=short).window) <= 4
+
+
 def test_a_window_of_time_forgets_what_is_older() -> None:
     policy = BreakerPolicy(
         consecutive=0, failure_rate=0.5, window_calls=0, window_ms=10_000, min_calls=4
