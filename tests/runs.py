@@ -80,11 +80,11 @@ def run(
 
 @contextmanager
 def started(
-    *arguments: object, env: dict[str, str] | None = None
+    *arguments: object, change: str = "", env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Start the command in a process group of its own; what the test does not end is killed."""
     process = subprocess.Popen(
-        command(*arguments),
+        changed(change, *arguments) if change else command(*arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
