@@ -8,6 +8,8 @@ DEMO_EVENTS ?= 200000
 DOCKER ?= docker
 # For instance: make bench-kafka BENCH_KAFKA="--parts soak --soak-minutes 20"
 BENCH_KAFKA ?= --parts throughput threads latency soak outage
+# For instance: make bench-delivery BENCH_DELIVERY="--parts latency"
+BENCH_DELIVERY ?=
 TESTS ?= tests/unit tests/postgres tests/kafka tests/minicluster tests/cluster
 
 .PHONY: help run kafka-demo delivery-demo test check bench bench-delivery bench-kafka jars image image-steps venv clean
@@ -39,8 +41,8 @@ bench: venv  ## measure side by side; the tables in bench/README.md come from he
 	$(BIN)/python bench/main_job.py
 	$(MAKE) bench-kafka
 
-bench-delivery: venv  ## what delivery costs: beside none, beside AsyncDataStream and keyed state, beside a bare httpx loop
-	$(BIN)/python bench/delivery.py
+bench-delivery: venv jars  ## what delivery costs: beside none, AsyncDataStream, keyed state and a bare httpx loop; BENCH_DELIVERY has its options
+	$(BIN)/python bench/delivery.py $(BENCH_DELIVERY)
 
 bench-kafka: venv jars  ## the part of it that is from Kafka to Kafka (needs Maven); BENCH_KAFKA has its options
 	$(BIN)/python -m bench.kafka $(BENCH_KAFKA)

@@ -1,11 +1,12 @@
 """What delivery costs, in one run: `make bench-delivery`.
 
-Prints three tables, ready for bench/README.md:
+Prints four tables, ready for bench/README.md:
 
 1. the main job on files with a no-op async target, beside the same without delivery;
 2. a no-op async target beside the same by PyFlink's AsyncDataStream, and by keyed state per record
    (bench/delivery_yardstick.py), which both do nothing else;
-3. calls to a real HTTP server on loopback, beside a bare httpx loop on the same one.
+3. calls to a real HTTP server on loopback, beside a bare httpx loop on the same one;
+4. what one key that always fails costs the others (bench/delivery_latency.py, from Kafka).
 
 Start-up is measured apart, as in bench/main_job.py.
 """
@@ -25,12 +26,15 @@ import httpx
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from bench.delivery_latency import latency
 from bench.events import DATA, events_file
+from bench.kafka_setup import place
 from bench.measure import Cost, cost_of, machine, spread
 from tests.http_server import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = 1000
+PARTS = ("cost", "http", "latency")
 WITHOUT, BATCH, EACH, DEDUPLICATED = (
     "without delivery",
     "a batch a call",
@@ -54,10 +58,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each program, in turn")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--latency-rate", type=int, default=300, help="events a second")
+    parser.add_argument("--latency-seconds", type=int, default=20, help="of each turn")
     call = parser.parse_args()
-    print(machine())
-    compare(call.events, call.repeat)
-    http(call.repeat)
+    print(machine(), flush=True)
+    if "cost" in call.parts:
+        compare(call.events, call.repeat)
+    if "http" in call.parts:
+        http(call.repeat)
+    if "latency" in call.parts:
+        with place(DATA / "delivery", parallelism=2, checkpoint_interval_ms=2000) as here:
+            latency(here, call.latency_rate, call.latency_seconds, call.repeat)
     return 0
 
 

@@ -28,7 +28,9 @@ USERS, PRODUCTS = 1000, 500
 class Load(threading.Thread):
     """Writes so many events a second until it is stopped."""
 
-    def __init__(self, servers: str, topic: str, rate: int, bad_rate: float = 0.0) -> None:
+    def __init__(
+        self, servers: str, topic: str, rate: int, bad_rate: float = 0.0, users: int = USERS
+    ) -> None:
         super().__init__(daemon=True)
         self.appended: dict[tuple[int, int], int] = {}
         self.sent = 0
@@ -44,6 +46,7 @@ class Load(threading.Thread):
             rate,
             round(1 / bad_rate) if bad_rate else 0,
         )
+        self._users = users
         self._remember = False
         self._ends = threading.Event()
 
@@ -78,7 +81,7 @@ class Load(threading.Thread):
         return (
             b'{"user_id":"user_%05d","product_id":"product_%03d","action":"%s","price":%d.5,'
             b'"timestamp":"%s"}'
-            % (number % USERS, number % PRODUCTS, action.encode(), number % 300, now.encode())
+            % (number % self._users, number % PRODUCTS, action.encode(), number % 300, now.encode())
         )
 
     def _appended(self, error: KafkaError | None, message: Message) -> None:
