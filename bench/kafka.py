@@ -31,8 +31,11 @@ from bench.measure import Cost, machine
 
 PARTS = ("throughput", "threads", "latency", "soak", "outage")
 PROGRAMS = ("breakwater", "jvm_sql", "record_at_a_time_kafka", "handwritten")
+#: By name only: `make bench-delivery` asks for it.
+DELIVERING = "delivering"
 LABELS = {
     "breakwater": "Breakwater",
+    DELIVERING: "Breakwater, delivering to a no-op async target",
     "jvm_sql": "pure Flink SQL",
     "record_at_a_time_kafka": "record at a time",
     "handwritten": "hand-written script",
@@ -69,7 +72,9 @@ def main() -> int:
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["throughput", "latency"])
-    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument(
+        "--programs", nargs="+", choices=(*PROGRAMS, DELIVERING), default=list(PROGRAMS)
+    )
     parser.add_argument("--short", type=int, default=2_000_000, help="events of the short topic")
     parser.add_argument("--long", type=int, default=10_000_000, help="and of the long one")
     parser.add_argument("--users", type=int, default=1000, help="keys of the windows")
@@ -149,6 +154,10 @@ def print_ratios(slopes: dict[str, Slopes]) -> None:
     if ours is None:
         return
     print()
+    if DELIVERING in slopes:
+        fast = ratios(ours.wall_us, slopes[DELIVERING].wall_us)
+        cpu = ratios(ours.cpu_us, slopes[DELIVERING].cpu_us)
+        print(f"Throughput with delivery to none: {fast} (goal: 0.5); CPU time the same way {cpu}.")
     for program, goal in (("jvm_sql", "1.3, better 2"), ("record_at_a_time_kafka", "8")):
         if program in slopes:
             fast = ratios(slopes[program].wall_us, ours.wall_us)

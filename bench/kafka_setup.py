@@ -29,6 +29,11 @@ BROKER_JVM = ("-Xms512m", "-Xmx1g", "-XX:+UseSerialGC")
 TOPICS = SinkSettings().topics()
 #: What the programs without a start of their own write to.
 PLAIN_OUTPUTS = ("processed-events", "user-windows", "dead-letters", "quarantine")
+#: The programs that are Breakwater's job, and what else stands in their settings.
+OURS = {
+    "breakwater": "",
+    "delivering": '[delivery]\ntarget = "bench.delivery_targets:batch"\nbatch_max_events = 5000\n',
+}
 
 
 @dataclass
@@ -62,7 +67,7 @@ class Place:
         """Run a program on a topic to its end; its cost, the broker's CPU, its topics' prefix."""
         self.runs += 1
         prefix = f"{program}-{self.runs}"
-        if program != "breakwater":
+        if program not in OURS:
             for name in PLAIN_OUTPUTS:
                 self.topics.create(f"{prefix}-{name}", PARTITIONS)
         before = self._broker_cpu_s()
@@ -70,10 +75,10 @@ class Place:
         return cost, self._broker_cpu_s() - before, prefix
 
     def command(self, program: str, topic: str, prefix: str) -> list[str]:
-        if program == "breakwater":
+        if program in OURS:
             state = self.folder / "state"
             shutil.rmtree(state, ignore_errors=True)
-            config = self.settings(prefix, topic)
+            config = self.settings(prefix, topic, more=OURS[program])
             job = ["-m", "flink_jobs.kafka_job", "--config", str(config), "--local", str(state)]
             return [sys.executable, *job]
         return [

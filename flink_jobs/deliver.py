@@ -319,6 +319,7 @@ class _Sending:
                 self._round.left += lane.open(want.chunk, parcel.keys, parcel.sizes)
             else:
                 lane.loaded(want.chunk)
+        self._round.left += lane.expire(self._now_ms())
 
     # --- out of it
 
