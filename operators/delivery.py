@@ -227,6 +227,8 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             station.round.parcels[chunk.first] = part
             brought.append(chunk.first)
         self._look(station, output)
+        # What is quick is not to wait for what hangs.
+        station.patience_ms = _COME_BY_MS // 2
         return brought
 
     def _look(self, station: _Station, output: Departures) -> None:

@@ -180,6 +180,16 @@ def began(breaker: Breaker, calls: int, now_ms: int) -> Breaker:
     return msgspec.structs.replace(breaker, in_flight=breaker.in_flight + calls, since_ms=since_ms)
 
 
+def tried_early(breaker: Breaker, policy: BreakerPolicy, now_ms: int) -> Breaker:
+    """Half open before its time: the caller doubts that what has failed speaks of the target.
+
+    If the probe succeeds it is as if it had never opened; else it is open as for the first time.
+    """
+    if policy.forced or breaker.state != "open":
+        return breaker
+    return msgspec.structs.replace(_turned(breaker, "half_open", now_ms), open_ms=0)
+
+
 def called_off(breaker: Breaker, *, epoch: int) -> Breaker:
     """A call that had begun, in an epoch, was not made: it says nothing of the target."""
     if epoch != breaker.epoch or breaker.state != "half_open":
@@ -231,7 +241,8 @@ def _probe_ended(
         return msgspec.structs.replace(
             breaker, in_flight=breaker.in_flight - 1, successes=successes
         )
-    return msgspec.structs.replace(_turned(breaker, "closed", now_ms), limit=2 * policy.probes)
+    limit = 2 * policy.probes if breaker.open_ms else 0  # see tried_early
+    return msgspec.structs.replace(_turned(breaker, "closed", now_ms), limit=limit)
 
 
 def _ramped(breaker: Breaker, success: bool) -> Breaker:

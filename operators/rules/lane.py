@@ -38,6 +38,7 @@ from operators.rules.breaker import (
     ended,
     next_change_ms,
     permitted,
+    tried_early,
 )
 from operators.rules.lane_records import (
     MOST_AT_ONCE,
@@ -93,7 +94,7 @@ class Lane:
         #: Chunks that are being called with as they have come, and one that cannot be.
         self._whole: set[int] = set()
         self._mixed: int | None = None
-        self._of_key: dict[str, deque[int]] = {}
+        self._of_key: dict[str, list[int]] = {}
         for chunk in sorted(chunks, key=lambda chunk: chunk.first):
             self._add(chunk)
             for record in (chunk.records or {}).values():
@@ -165,7 +166,8 @@ class Lane:
         if self.policy.batch > 1 and self.breaker.state == "closed":
             ahead = waiting[:1] if self.policy.ordering == "key" else waiting
             return next((Want(first, to_open=False) for first in ahead if not has(first)), None)
-        callable_soon = self.breaker.state != "open" or not self._ready
+        # While it is open one is enough that may tell whether the target is well.
+        callable_soon = self.breaker.state != "open" or self._fresh() is None
         if waiting and callable_soon and len(self._ready) < self.policy.window:
             return Want(waiting[0], to_open=True)
         return None
@@ -225,6 +227,9 @@ class Lane:
                 it has come.
         """
         self.head.breaker = advance(self.breaker, self.policy.breaker, now_ms)
+        self._promote(now_ms)
+        if self._is_of_one_key and self._fresh():
+            self.head.breaker = tried_early(self.breaker, self.policy.breaker, now_ms)
         free = permitted(self.breaker, self.policy.breaker, self.in_flight)
         if self.in_flight >= self.policy.calls or free < 1:
             return None
@@ -232,7 +237,6 @@ class Lane:
         numbers: set[int] = set()
         # Probes are made with one record: a batch would tell no more.
         size = self.policy.batch if self.breaker.state == "closed" else 1
-        self._promote(now_ms)
         while len(records) < size:
             if self.breaker.state == "half_open":
                 record = self._probe(now_ms, has)
@@ -278,7 +282,8 @@ class Lane:
         call = self._calls.pop(number)
         for record in call.records:
             self._out.discard(record.number)
-        self._tell_breaker(call, failures, now_ms)
+        keys = look(call.chunk)[0] if look and call.chunk is not None else None
+        self._tell_breaker(call, failures, keys or [record.key for record in call.records], now_ms)
         left: list[Left | Whole] = []
         records = call.records
         if call.chunk is not None:
@@ -355,7 +360,8 @@ class Lane:
             is_ready = bool(self._ready) or self._mixed is not None
             due_ms = self._parked[0][0] if self._parked and not is_ready else 0
             change_ms = next_change_ms(self.breaker, self.policy.breaker)
-            if permitted(self.breaker, self.policy.breaker, self.in_flight) > 0:
+            may_be_early = self._is_of_one_key and self._fresh(with_next=True) is not None
+            if may_be_early or permitted(self.breaker, self.policy.breaker, self.in_flight) > 0:
                 times.append(due_ms)
             elif change_ms is not None:
                 times.append(max(due_ms, change_ms) if self.breaker.state == "open" else change_ms)
@@ -467,7 +473,7 @@ class Lane:
 
     def _queue(self, record: Waiting) -> None:
         if self.policy.ordering == "key":
-            queue = self._of_key.setdefault(record.key, deque())
+            queue = self._of_key.setdefault(record.key, [])
             queue.append(record.number)
             if len(queue) > 1:
                 return  # it is due when those before it have left
@@ -544,7 +550,9 @@ class Lane:
         due = [record for record in ready if record and record.due_ms <= now_ms]
         if not due:
             return None
-        record = min(due, key=lambda each: (_last_failure_ms(each), each.number))
+        record = min(
+            due, key=lambda each: (self._has_failed(each), _last_failure_ms(each), each.number)
+        )
         first = self.chunk_of(record.number).first
         if has(first):
             return record
@@ -609,20 +617,48 @@ class Lane:
             key, record.attempts, record.first_failure_ms, now_ms, wait_ms
         )
 
-    def _tell_breaker(self, call: Call, failures: Sequence[Failure | None], now_ms: int) -> None:
-        breaker = advance(self.breaker, self.policy.breaker, now_ms)
+    def _tell_breaker(
+        self, call: Call, failures: Sequence[Failure | None], keys: Sequence[str], now_ms: int
+    ) -> None:
+        before = advance(self.breaker, self.policy.breaker, now_ms)
         if all(failure and failure.uncalled for failure in failures):
-            self.head.breaker = called_off(breaker, epoch=call.epoch)
+            self.head.breaker = called_off(before, epoch=call.epoch)
             return
+        outcome = _outcome(failures)
         self.head.breaker = ended(
-            breaker,
+            before,
             self.policy.breaker,
             epoch=call.epoch,
-            outcome=_outcome(failures),
+            outcome=outcome,
             took_ms=now_ms - call.began_ms,
             now_ms=now_ms,
             wait_ms=max(failure.wait_ms if failure else 0 for failure in failures),
         )
+        failing = () if outcome == "success" else (*self.head.failing_keys, *keys)
+        self.head.failing_keys = tuple(dict.fromkeys(failing))[:2]
+        in_a_row = before.failures + 1 >= self.policy.breaker.consecutive > 0
+        has_opened = before.state == "closed" and self.breaker.state == "open"
+        if has_opened and not (outcome == "failure" and in_a_row):
+            self.head.failing_keys = ()  # it is not for failures in a row
+
+    @property
+    def _is_of_one_key(self) -> bool:
+        """Whether the breaker is open, and all that has opened it is of one key.
+
+        A key whose calls always fail says little of the target, where nothing else is called: a
+        record of another one is to try it out at once.
+        """
+        is_open = self.breaker.state == "open" and not self.policy.breaker.forced
+        return is_open and len(self.head.failing_keys) == 1
+
+    def _fresh(self, *, with_next: bool = False) -> Waiting | None:
+        """A record that is ready, or the next to be, that has not failed, nor has its key."""
+        numbers = [*self._ready, *([self._parked[0][1]] if with_next and self._parked else [])]
+        ready = (self._record(number) for number in numbers)
+        return next((r for r in ready if r and not self._has_failed(r)), None)
+
+    def _has_failed(self, record: Waiting) -> bool:
+        return bool(record.first_failure_ms) or record.key in self.head.failing_keys
 
     def _dead(self, record: Waiting, disposition: Disposition) -> list[Left]:
         left = [self._leave(record, disposition)]

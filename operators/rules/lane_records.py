@@ -191,9 +191,11 @@ class Head(msgspec.Struct, array_like=True):
         next_number: of the next record.
         follow: keys with a dead letter that others follow, by the number from which on they do not.
         last_failure: the newest one, for those that are given up without a call of their own.
+        failing_keys: of the failures since the last success, two of them at most.
     """
 
     breaker: Breaker = Breaker()
     next_number: int = 0
     follow: dict[str, int] = {}
     last_failure: Attempt | None = None
+    failing_keys: tuple[str, ...] = ()

@@ -370,6 +370,59 @@ def test_one_that_fails_whatever_the_target_does_is_not_the_probe_for_ever() -> 
     assert found.head.last_failure
 
 
+ONE_KEY = BreakerPolicy(consecutive=3, open_ms=60_000, half_open_ms=10_000)
+
+
+def opened_by_one_key() -> Lane:
+    """Three records of a key have failed, and nothing else was called with."""
+    found = lane("a", "a", "a", "a", breaker=ONE_KEY, ordering="none", calls=3)
+    for number in begin(found, NOW_MS):
+        end(found, number, BUSY, NOW_MS)
+    assert found.breaker.state == "open"
+    return found
+
+
+def test_what_one_key_has_opened_another_one_tries_at_once() -> None:
+    """A key that always fails says little of the target: the others do not wait for it."""
+    for found in (opened_by_one_key(), crashed(opened_by_one_key())):
+        assert begin(found, NOW_MS + 1) == []
+        assert found.next_ms() == NOW_MS + 60_000
+        arrive(found, "b", "c", "d")
+        assert (found.next_ms() or 0) <= NOW_MS
+        (probe,) = begin(found, NOW_MS + 1)
+        assert record(found, probe).key == "b"
+        end(found, probe, None, NOW_MS + 2)
+        assert found.breaker.state == "closed"
+        assert len(begin(found, NOW_MS + 2)) == 3, "as if it had never been open"
+
+
+def test_and_if_that_fails_too_it_is_open_as_for_the_first_time() -> None:
+    found = opened_by_one_key()
+    arrive(found, "b", "c")
+    (probe,) = begin(found, NOW_MS + 1)
+    end(found, probe, BUSY, NOW_MS + 2)
+    assert record(found, probe).attempts == 0
+    assert begin(found, NOW_MS + 60_001) == []
+    assert found.next_ms() == NOW_MS + 60_002
+    assert len(begin(found, NOW_MS + 60_002)) == 1
+
+
+def test_what_a_share_of_failures_has_opened_is_tried_when_its_time_has_come() -> None:
+    rate = BreakerPolicy(consecutive=0, failure_rate=0.5, min_calls=4, window_calls=10)
+    found = lane("a", "b", "a", "c", "d", breaker=rate, ordering="none", calls=4)
+    failures = [BUSY, None, BUSY, None]
+    for number, failure in zip(begin(found, NOW_MS), failures, strict=True):
+        end(found, number, failure, NOW_MS)
+    assert found.breaker.state == "open"
+    assert begin(found, NOW_MS + 1) == []
+
+
+def test_what_speaks_of_the_target_is_not_doubted() -> None:
+    found = lane("a", "b", breaker=ONE_KEY, calls=1)
+    end(found, *begin(found, NOW_MS), DENIED, NOW_MS)
+    assert begin(found, NOW_MS + 1) == []
+
+
 def test_when_the_probe_succeeds_the_others_follow_a_few_at_a_time() -> None:
     found = opened()
     at_ms = NOW_MS + 60_000
@@ -428,7 +481,7 @@ def test_a_record_that_is_too_old_is_given_up_unless_it_is_being_called_with() -
 
 def test_the_time_budget_is_over_also_behind_a_breaker_that_is_open() -> None:
     retry = RetryPolicy(max_attempts=9, base_ms=1_000, jitter=0, budget_ms=5_000)
-    found = lane("a", "a", "b", retry=retry, breaker=BreakerPolicy(consecutive=1), calls=1)
+    found = lane("a", "a", retry=retry, breaker=BreakerPolicy(consecutive=1), calls=1)
     begin(found, NOW_MS)
     end(found, 0, BUSY, NOW_MS)
     assert found.breaker.state == "open"
@@ -436,7 +489,7 @@ def test_the_time_budget_is_over_also_behind_a_breaker_that_is_open() -> None:
         assert each.next_ms() == NOW_MS + 5_000
         assert each.expire(NOW_MS + 4_999) == []
         assert ways(each.expire(NOW_MS + 5_000)) == [(0, "exhausted")]
-        assert here(each) == [1, 2]
+        assert here(each) == [1]
 
 
 def test_one_that_is_being_called_with_has_its_time_budget_looked_at_when_it_is_back() -> None:
@@ -528,8 +581,11 @@ def test_an_old_chunk_is_looked_at_even_if_there_is_no_room_to_call() -> None:
     found.accept([1], NOW_MS, NOW_MS)
     begin(found, NOW_MS)
     end(found, 0, BUSY, NOW_MS)
+    end(found, *begin(found, NOW_MS), BUSY, NOW_MS)
+    found.open(2, ["c"], [1])
+    found.accept([1], NOW_MS, NOW_MS)
     assert found.wanted(NOW_MS) is None
-    assert found.wanted(NOW_MS + 5_000) == (2, True)
+    assert found.wanted(NOW_MS + 5_000) == (3, True)
     assert found.next_ms() == NOW_MS + 5_000
 
 
