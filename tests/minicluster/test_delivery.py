@@ -263,7 +263,13 @@ def test_another_number_of_lanes_is_refused_by_the_state_itself(
     kept = json.loads(output.settings.read_text())
     kept["delivery"]["lanes"] = 2 * LANES
     output.settings.write_text(json.dumps(kept))
-    more = call(tmp_path, long_source, server, delivery={"lanes": 2 * LANES})
+    more = call(
+        tmp_path,
+        long_source,
+        server,
+        source={"split_bytes": 5_000},
+        delivery={"lanes": 2 * LANES},
+    )
     refused = run(*more, "--resume")
     assert refused.returncode != 0
     assert f"delivery.lanes = {2 * LANES}, and it was {LANES} in the savepoint" in refused.stderr
