@@ -15,15 +15,16 @@ from tests.oracle import Expected
 def books_so_far(output: Path) -> Counts:
     """The committed books of a run that is going on: they balance whenever somebody looks."""
     book = read_book(ledger_rows(OutputFolder(output)))
-    assert book.imbalances() == []
+    off = book.imbalances()
+    assert not off, off
     return book.total
 
 
 def all_waits(output: Path) -> Counts:
     """The books so far, of a target that has taken nothing: what was accepted is pending."""
     counts = books_so_far(output)
-    assert counts.processed == 0
-    assert counts.pending > 0
+    assert counts.processed == 0, counts
+    assert counts.pending > 0, counts
     return counts
 
 
@@ -35,8 +36,8 @@ def all_is_booked(output: Path, expected: Expected) -> Counts:
     audit = audit_folder(output)
     assert audit.balanced, audit.problems
     counts = audit.book.total
-    assert counts.received == expected.received
-    assert counts.quarantined == Counter(expected.quarantined.values())
-    assert counts.dead_lettered.items() >= Counter(expected.dead.values()).items()
-    assert (counts.pending, counts.duplicate, counts.fallback) == (0, 0, 0)
+    assert counts.received == expected.received, counts
+    assert counts.quarantined == Counter(expected.quarantined.values()), counts
+    assert counts.dead_lettered.items() >= Counter(expected.dead.values()).items(), counts
+    assert (counts.pending, counts.duplicate, counts.fallback) == (0, 0, 0), counts
     return counts
