@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from flink_jobs.generate import generate
+from flink_jobs.output import OutputFolder
+from flink_jobs.rest import Rest
 
 BREAKWATER = Path(sys.executable).with_name("breakwater")
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -128,6 +132,30 @@ def tell(capsys: pytest.CaptureFixture[str], what: str, took_s: float) -> None:
 def checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints of a run that is going on."""
     return list((output / ".breakwater" / "checkpoints").glob("*/chk-*/_metadata"))
+
+
+class Taken(NamedTuple):
+    """A complete checkpoint: when it was asked for, in seconds since 1970, and how long it took."""
+
+    at_s: float
+    took_ms: int
+
+
+def taken(output: Path) -> list[Taken]:
+    """Those that Flink's REST interface tells of a run that is going on, oldest first.
+
+    It tells as many, and as soon, as its settings say (web.checkpoints.history, .refresh-interval).
+    """
+    log = "".join(path.read_text() for path in OutputFolder(output).log.glob("*.log"))
+    if not (found := re.findall(r"Rest endpoint listening at (\S+)", log)):
+        return []
+    rest = Rest(found[-1])
+    history = [each for job in rest.jobs() for each in rest.checkpoints(job["jid"])["history"]]
+    return sorted(
+        Taken(each["trigger_timestamp"] / 1000, each["end_to_end_duration"])
+        for each in history
+        if each["status"] == "COMPLETED"
+    )
 
 
 def descendants(pid: int) -> dict[int, str]:

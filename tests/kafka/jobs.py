@@ -85,8 +85,10 @@ class Kafka:
         return f"{self.name}-{name}"
 
     def create(self, name: str, partitions: int = 4, **config: str) -> str:
-        # Larger than what Breakwater takes: an oversized record must be able to come in.
-        config = {"max.message.bytes": str(LARGEST_RECORD_BYTES), **config}
+        # Larger than what Breakwater takes: an oversized record must be able to come in. And some
+        # records are of years ago: half a minute after its start the broker would delete them.
+        kept = {"max.message.bytes": str(LARGEST_RECORD_BYTES), "retention.ms": "-1"}
+        config = {**kept, **config}
         topic = NewTopic(self.topic(name), partitions, 1, config=config)
         # The client must outlive the call.
         admin = AdminClient(self.client())

@@ -99,22 +99,6 @@ def test_an_empty_or_idle_partition_does_not_hold_the_windows_back(kafka: Kafka)
         assert "nothing is lost" in job.communicate(timeout=60)[0]
 
 
-def test_what_a_transaction_has_aborted_was_never_there(kafka: Kafka) -> None:
-    from confluent_kafka import Producer
-
-    topic = kafka.create("in", partitions=1)
-    producer = Producer(kafka.client(**{"transactional.id": f"{kafka.name}-outside"}))
-    producer.init_transactions(30)
-    producer.begin_transaction()
-    producer.produce(topic, event("aborted", 1))
-    producer.flush(30)
-    producer.abort_transaction(30)
-    kafka.send(topic, [(0, event("kept", 2))])
-    ended = kafka.run(kafka.settings())
-    assert ended.returncode == 0, ended.stderr
-    assert assert_topics_are_right(kafka, expect(kafka.sent)) == 0
-
-
 def test_topics_by_pattern_from_a_timestamp_on(kafka: Kafka) -> None:
     old, new = kafka.create("in-a", 1), kafka.create("in-b", 1)
     kafka.send(old, [(0, event("before", 1))], timestamp=1_000_000)
