@@ -24,6 +24,9 @@ class Cost:
     wall_s: float
     cpu_s: float
 
+    def __truediv__(self, by: float) -> Cost:
+        return Cost(self.wall_s / by, self.cpu_s / by)
+
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.wall_s - other.wall_s, self.cpu_s - other.cpu_s)
 

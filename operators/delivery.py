@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from operators.rules.lane_records import Chunk, Head, Whole
 from operators.rules.poison import PoisonRules
 from operators.rules.verdict import Judge
 
+T = TypeVar("T")
 _VERSION: Final = 1
 _LAST_MS: Final = 2**63 - 1
 #: Timers from here on fire at the end of the input; each round of visits there has its instant.
@@ -252,8 +253,14 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     def _wait(self, station: _Station, brought: list[int]) -> None:
         """For a target that is quick: not for a call that hangs, or a record that has failed."""
         lane = station.lane
-        if station.round.took_ms <= QUICK_MS and lane.breaker.state == "closed":
-            self._courier.wait(lambda: lane.chunks.keys().isdisjoint(brought), QUICK_MS)
+        if station.round.took_ms > QUICK_MS or lane.breaker.state != "closed":
+            return
+        behind = sum(lane.held_back(first) for first in brought)
+
+        def is_done() -> bool:
+            return sum(len(lane.chunks.get(first) or ()) for first in brought) <= behind
+
+        self._courier.wait(is_done, QUICK_MS)
 
     def _hold_up(self, lane: Lane, at_ms: int) -> None:
         """Hold the input up while a lane is almost full: `slow_input_ms` a batch, of all lanes.
@@ -416,7 +423,7 @@ def _encode_head(head: Head) -> bytes:
 
 
 def _decode_head(data: bytes) -> Head:
-    return msgspec.msgpack.decode(data, type=tuple[int, Head])[1]
+    return _of_this_version(msgspec.msgpack.decode(data, type=tuple[int, Head]))
 
 
 def _encode_chunk(chunk: Chunk) -> bytes:
@@ -424,7 +431,17 @@ def _encode_chunk(chunk: Chunk) -> bytes:
 
 
 def _decode_chunk(data: bytes) -> Chunk:
-    return msgspec.msgpack.decode(data, type=tuple[int, Chunk])[1]
+    return _of_this_version(msgspec.msgpack.decode(data, type=tuple[int, Chunk]))
+
+
+def _of_this_version(kept: tuple[int, T]) -> T:
+    version, value = kept
+    if version != _VERSION:
+        raise RuntimeError(
+            f"state of delivery has version {version}, this code reads {_VERSION}: a newer "
+            "Breakwater has written it"
+        )
+    return value
 
 
 def _wall_clock_ms() -> int:

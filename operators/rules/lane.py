@@ -85,6 +85,9 @@ class Lane:
         self._unopened: deque[int] = deque()
         self._calls: dict[int, Call] = {}
         self._out: set[int] = set()
+        #: Heaps of what may be called with by itself: nothing of its key is before it. What is due
+        #: is ready, by number; the rest is parked, by when it is due. Either may hold one that has
+        #: left or is out, or one twice: `_record` and its due time tell.
         self._ready: list[int] = []
         self._parked: list[tuple[int, int]] = []
         #: Records that were due when the events of their chunk were not at hand.
@@ -228,27 +231,26 @@ class Lane:
         """
         self.head.breaker = advance(self.breaker, self.policy.breaker, now_ms)
         self._promote(now_ms)
-        if self._is_of_one_key and self._fresh():
+        if self.in_flight < self.policy.calls and self._is_of_one_key and self._fresh():
             self.head.breaker = tried_early(self.breaker, self.policy.breaker, now_ms)
         free = permitted(self.breaker, self.policy.breaker, self.in_flight)
         if self.in_flight >= self.policy.calls or free < 1:
             return None
         records: list[Waiting] = []
-        numbers: set[int] = set()
+        followers: list[int] = []
         # Probes are made with one record: a batch would tell no more.
         size = self.policy.batch if self.breaker.state == "closed" else 1
         while len(records) < size:
             if self.breaker.state == "half_open":
                 record = self._probe(now_ms, has)
             else:
-                record = self._next_due(now_ms, has, numbers)
+                record = self._next_due(now_ms, has, followers)
             if record is None:
                 break
             records.append(record)
-            numbers.add(record.number)
             self._out.add(record.number)
             if self.policy.keeps_order:
-                self._let_follow(record)
+                self._let_follow(record, followers)
         chunk = None if records or keys is None else self._whole_chunk(has, keys)
         if not records and chunk is None:
             return None
@@ -411,14 +413,29 @@ class Lane:
 
     def _is_old(self, first: int, now_ms: int) -> bool:
         age_ms = self.policy.max_age_ms
-        return bool(age_ms) and self.chunks[first].accepted_ms + age_ms <= now_ms
+        if not age_ms or self.chunks[first].accepted_ms + age_ms > now_ms:
+            return False
+        # Those before it are to leave first: else all of a backlog would be brought at once.
+        before = (len(c.records or ()) for c in self.chunks.values() if c.first < first)
+        return sum(islice(before, MOST_AT_ONCE)) < MOST_AT_ONCE
 
     def _has_first_calls(self, chunk: Chunk) -> bool:
         """Whether a record's first call is out, or would be made by and by."""
         return chunk.records is None or any(
-            not record.first_failure_ms and self._is_next(record)
+            not record.first_failure_ms and not self._is_behind_a_failed_one(record)
             for record in chunk.records.values()
         )
+
+    def _is_behind_a_failed_one(self, record: Waiting) -> bool:
+        if self.policy.ordering == "none":
+            return False
+        first = self._of_key[record.key][0]
+        return bool((self.chunk_of(first).records or {})[first].first_failure_ms)
+
+    def held_back(self, first: int) -> int:
+        """How many records of a chunk wait for a retry: their own, or that of one before them."""
+        records = (self.chunks[first].records or {}).values() if first in self.chunks else ()
+        return sum(bool(r.first_failure_ms) or self._is_behind_a_failed_one(r) for r in records)
 
     def _add(self, chunk: Chunk) -> None:
         self.chunks[chunk.first] = chunk
@@ -527,17 +544,19 @@ class Lane:
                 heapq.heappush(self._ready, number)
 
     def _next_due(
-        self, now_ms: int, has: Callable[[int], bool], in_call: set[int]
+        self, now_ms: int, has: Callable[[int], bool], followers: list[int]
     ) -> Waiting | None:
-        while self._ready:
-            record = self._record(heapq.heappop(self._ready))
-            # It may stand there twice, and have been called with since.
-            if record is None or record.due_ms > now_ms or not self._may_go(record, in_call):
+        """What is ready, or follows one of its key in the same call."""
+        while self._ready or followers:
+            may_follow = bool(followers) and (not self._ready or followers[0] < self._ready[0])
+            record = self._record(heapq.heappop(followers if may_follow else self._ready))
+            if record is None or record.due_ms > now_ms:
                 continue
             first = self.chunk_of(record.number).first
             if has(first):
                 return record
-            self._unloaded[first].add(record.number)
+            if not may_follow:
+                self._unloaded[first].add(record.number)
         return None
 
     def _probe(self, now_ms: int, has: Callable[[int], bool]) -> Waiting | None:
@@ -546,34 +565,28 @@ class Lane:
         Else one that fails whatever the target does would be the probe each time, and as probes do
         not count nobody would ever come to an end.
         """
-        ready = (self._record(number) for number in self._ready)
-        due = [record for record in ready if record and record.due_ms <= now_ms]
+        ready = {number: self._record(number) for number in self._ready}
+        due = [record for record in ready.values() if record and record.due_ms <= now_ms]
         if not due:
             return None
         record = min(
             due, key=lambda each: (self._has_failed(each), _last_failure_ms(each), each.number)
         )
+        self._ready = [number for number, each in ready.items() if each and each is not record]
+        heapq.heapify(self._ready)
         first = self.chunk_of(record.number).first
         if has(first):
             return record
         self._unloaded[first].add(record.number)
         return None
 
-    def _may_go(self, record: Waiting, in_call: set[int]) -> bool:
-        """Whether those of its key before it have left, or are in the same call."""
-        if self._is_next(record):
-            return True
-        queue = self._of_key[record.key]
-        before = queue[queue.index(record.number) - 1]
-        return before in in_call
-
-    def _let_follow(self, record: Waiting) -> None:
+    def _let_follow(self, record: Waiting, followers: list[int]) -> None:
         """Let the next one of its key into the same call."""
         if self.policy.ordering == "key":
             queue = self._of_key[record.key]
             at = queue.index(record.number) + 1
             if at < len(queue):
-                heapq.heappush(self._ready, queue[at])
+                heapq.heappush(followers, queue[at])
 
     def _failed(self, call: Call, record: Waiting, failure: Failure, now_ms: int) -> list[Left]:
         self.changed.add(self.chunk_of(record.number).first)
@@ -625,6 +638,7 @@ class Lane:
             self.head.breaker = called_off(before, epoch=call.epoch)
             return
         outcome = _outcome(failures)
+        wait_ms = max(failure.wait_ms if failure else 0 for failure in failures)
         self.head.breaker = ended(
             before,
             self.policy.breaker,
@@ -632,14 +646,29 @@ class Lane:
             outcome=outcome,
             took_ms=now_ms - call.began_ms,
             now_ms=now_ms,
-            wait_ms=max(failure.wait_ms if failure else 0 for failure in failures),
+            wait_ms=wait_ms,
         )
-        failing = () if outcome == "success" else (*self.head.failing_keys, *keys)
-        self.head.failing_keys = tuple(dict.fromkeys(failing))[:2]
-        in_a_row = before.failures + 1 >= self.policy.breaker.consecutive > 0
-        has_opened = before.state == "closed" and self.breaker.state == "open"
-        if has_opened and not (outcome == "failure" and in_a_row):
-            self.head.failing_keys = ()  # it is not for failures in a row
+        self.head.failing_keys = self._failing(call, before, outcome, keys, wait_ms)
+
+    def _failing(
+        self, call: Call, before: Breaker, outcome: Outcome, keys: Sequence[str], wait_ms: int
+    ) -> tuple[str, ...]:
+        """Which keys the failures in a row are of, that open the breaker or have opened it.
+
+        None once something has spoken of the target: a success, a systemic failure, a wait that it
+        has asked for, or its share of failures.
+        """
+        known, is_of_now = self.head.failing_keys, call.epoch == before.epoch
+        if outcome == "success":
+            return () if is_of_now else known
+        if outcome == "systemic" or wait_ms:
+            return ()
+        if before.state == "closed" and self.breaker.state == "open":
+            in_a_row = before.failures + 1 >= self.policy.breaker.consecutive > 0
+            known, keys = (known, keys) if in_a_row else ((), ())
+        elif not known and not (is_of_now and before.state == "closed"):
+            return ()  # a late one tells of more keys, but begins nothing
+        return tuple(dict.fromkeys((*known, *keys)))[:2]
 
     @property
     def _is_of_one_key(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from flink_jobs.output import OutputFolder
 from tests.books import all_is_booked, all_waits, books_so_far
 from tests.http_server import Request, Rule, ServerProcess
 from tests.oracle import Expected, assert_run_is_right, expect, rows
@@ -294,6 +295,20 @@ def test_another_number_of_lanes_is_refused_by_the_state_itself(
     refused = run(*more, "--resume")
     assert refused.returncode != 0
     assert f"delivery.lanes = {2 * LANES}, and it was {LANES} in the savepoint" in refused.stderr
+
+
+def test_what_is_delivered_after_its_window_has_closed_is_late_and_counted(
+    tmp_path: Path, source: Path, expected: Expected, server: ServerProcess
+) -> None:
+    """The watermark waits for first calls, and not for retries."""
+    user = next(iter(expected.processed.values()))["user_id"]
+    server.behave(Rule(body_has=f'"user_id":"{user}"', status=503, first=1))
+    ended(run(*call(tmp_path, source, server, retry={"base_ms": 6_000})))
+    output = tmp_path / "out"
+    ledger = assert_run_is_right(output, expected, window_ms=WINDOW_MS, delay_ms=DELAY_MS)
+    assert ledger["late"] > 0
+    assert {event["user_id"] for event in rows(output / "late_events")} == {user}
+    all_is_booked(output, expected)
 
 
 def test_what_the_service_refuses_is_a_dead_letter_at_once(

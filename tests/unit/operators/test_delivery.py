@@ -536,6 +536,25 @@ def test_an_outage_uses_up_no_attempts(post: Make) -> None:
     found.balances()
 
 
+@pytest.mark.parametrize("failing", [3, 4, 5])
+def test_batches_of_a_key_keep_their_order_through_an_outage(post: Make, failing: int) -> None:
+    calls: list[list[str]] = []
+
+    async def deliver(events: list[Event]) -> None:
+        calls.append([event.value.product_id for event in events])
+        if len(calls) <= failing:
+            raise ConnectionError("nobody there")
+
+    breaker = BreakerPolicy(consecutive=2, open_ms=500, open_cap_ms=500)
+    retry = RetryPolicy(base_ms=100, jitter=0, cap_ms=100)
+    found = post(deliver, batch=2, policy={"breaker": breaker, "retry": retry, "keeps_order": True})
+    found.bring(*(payload(f"p{i}") for i in range(4)))
+    found.until(lambda: len(found.delivered) == 4, ms=100)
+    assert found.delivered == ["p0", "p1", "p2", "p3"]
+    assert {called[0] for called in calls[: failing + 1]} == {"p0"}
+    found.balances()
+
+
 # --- bounds and ends
 
 

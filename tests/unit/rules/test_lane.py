@@ -179,6 +179,20 @@ def test_a_target_that_keeps_the_order_gets_several_of_a_key() -> None:
     assert [each.number for each in call.records] == [0, 2, 3]
 
 
+@pytest.mark.parametrize("failures", [[BUSY, BUSY], [BUSY, UNTRIED], [DENIED, UNTRIED]])
+def test_nor_may_it_be_the_probe_before_the_one_that_it_follows(failures: list[Failure]) -> None:
+    breaker = BreakerPolicy(consecutive=1, open_ms=1_000, open_factor=1)
+    found = lane("a", "a", "a", breaker=breaker, batch=2, keeps_order=True)
+    at_ms = NOW_MS
+    call = found.begin(at_ms)
+    assert call
+    found.end(call.number, failures, at_ms)
+    for _ in range(3):
+        at_ms += 10_000
+        assert begin(found, at_ms) == [0]
+        end(found, 0, BUSY, at_ms)
+
+
 def test_those_behind_a_dead_letter_in_the_same_call_follow_it() -> None:
     found = lane("a", "a", "a", batch=2, keeps_order=True, after_dead_letter="follow")
     found.begin(NOW_MS)
@@ -417,9 +431,24 @@ def test_what_a_share_of_failures_has_opened_is_tried_when_its_time_has_come() -
     assert begin(found, NOW_MS + 1) == []
 
 
-def test_what_speaks_of_the_target_is_not_doubted() -> None:
-    found = lane("a", "b", breaker=ONE_KEY, calls=1)
-    end(found, *begin(found, NOW_MS), DENIED, NOW_MS)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_what_speaks_of_the_target_is_not_doubted(calls: int) -> None:
+    found = lane(*"abcde", breaker=ONE_KEY, calls=calls)
+    at_ms = NOW_MS
+    for _ in range(2):  # the second one is a probe's
+        for number in begin(found, at_ms):
+            end(found, number, DENIED, at_ms)
+        assert found.breaker.state == "open"
+        assert begin(found, at_ms + 1) == []
+        at_ms = found.next_ms() or 0
+    assert at_ms == NOW_MS + 60_000 + 120_000
+
+
+def test_nor_is_what_the_target_has_asked_for() -> None:
+    found = lane("a", "a", "a", breaker=ONE_KEY, ordering="none", calls=3)
+    for number in begin(found, NOW_MS):
+        end(found, number, BUSY._replace(wait_ms=600_000), NOW_MS)
+    arrive(found, "b")
     assert begin(found, NOW_MS + 1) == []
 
 
@@ -501,6 +530,23 @@ def test_one_that_is_being_called_with_has_its_time_budget_looked_at_when_it_is_
     assert found.next_ms() is None
     assert found.expire(NOW_MS + 9_000) == []
     assert ways(end(found, 0, BUSY, NOW_MS + 9_000)) == [(0, "exhausted")]
+
+
+def test_of_an_old_backlog_not_much_is_looked_into_at_once() -> None:
+    policy = LanePolicy(RETRY, BreakerPolicy(consecutive=1), max_age_ms=10_000, max_records=99_999)
+    found = Lane(policy)
+    for _ in range(90):
+        found.accept([1] * MOST_AT_ONCE, NOW_MS, NOW_MS)
+    for gone in range(1, 4):
+        opened = 0
+        while want := found.wanted(NOW_MS + 10_000):
+            keys = [f"{want.chunk}-{i}" for i in range(MOST_AT_ONCE)]
+            found.open(want.chunk, keys, [1] * MOST_AT_ONCE)
+            opened += MOST_AT_ONCE
+        assert opened <= MOST_AT_ONCE
+        assert len(found.expire(NOW_MS + 10_000)) == MOST_AT_ONCE
+        assert found.count == (90 - gone) * MOST_AT_ONCE
+        assert (found.next_ms() or 0) <= NOW_MS + 10_000
 
 
 def test_not_many_are_given_up_at_once() -> None:
@@ -602,6 +648,17 @@ def test_the_watermark_waits_for_first_calls_and_not_for_retries() -> None:
     assert found.held_ms(NOW_MS) == NOW_MS - 40
     end(found, 2, None, NOW_MS)
     assert found.held_ms(NOW_MS) is None
+
+
+def test_it_waits_for_those_too_that_are_behind_one_that_is_well() -> None:
+    found = Lane(LanePolicy(RETRY, CALM))
+    for at_ms in (NOW_MS - 40, NOW_MS - 50):
+        chunk = found.accept([1], at_ms, NOW_MS)
+        found.open(chunk.first, ["a"], [1])
+    begin(found, NOW_MS)
+    assert found.held_ms(NOW_MS) == NOW_MS - 50
+    end(found, 0, BUSY, NOW_MS)
+    assert found.held_ms(NOW_MS) is None, "who is behind a retry may be late"
 
 
 def test_behind_an_open_breaker_it_waits_no_longer_than_it_is_told() -> None:
@@ -787,6 +844,24 @@ class AgainstAModel(RuleBasedStateMachine):
                 assert record.attempts >= self.policy.retry.max_attempts or long_since
         self._leave(left)
 
+    @rule(probes=st.integers(1, 4))
+    def outage(self, probes: int) -> None:
+        """The target is down for so long that its breaker is probed."""
+        for _ in range(probes):
+            self.look()
+            self.begin()
+            for number in sorted(self.calls):
+                called = self.calls.pop(number)
+                for each in called:
+                    del self.out[each]
+                    self.counted[each] += 1
+                failures = [BUSY] * len(called)
+                left = self.lane.end(number, failures, self.now_ms, self._look_into)
+                assert "delivered" not in dict(ways(left)).values()
+                self._leave([each for each in left if isinstance(each, Left)])
+            self.put_away()
+            self.wait(1_500)
+
     @rule(ms=st.sampled_from([1, 300, 1_500, 5_000, 40_000]))
     def wait(self, ms: int) -> None:
         self.now_ms += ms
@@ -871,4 +946,4 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
