@@ -43,7 +43,7 @@ WITHOUT, BATCH, EACH, DEDUPLICATED = (
 )
 ASYNC, STATE = "AsyncDataStream", "keyed state per record"
 TARGET = "BREAKWATER_DELIVERY__TARGET"
-BATCH_OF = {TARGET: "bench.delivery_targets:batch", "BREAKWATER_DELIVERY__BATCH_MAX_EVENTS": "1000"}
+BATCH_OF = {TARGET: "bench.delivery_targets:batch", "BREAKWATER_DELIVERY__BATCH_MAX_EVENTS": "5000"}
 ENVIRONS: dict[str, dict[str, str]] = {
     WITHOUT: {},
     BATCH: BATCH_OF,
@@ -78,10 +78,10 @@ def compare(events: int, repeat: int) -> None:
     runs: dict[str, list[Cost]] = {name: [] for name in (*ENVIRONS, ASYNC, STATE)}
     for _ in range(repeat):
         for name, environ in ENVIRONS.items():
-            # An event a call takes so much longer that a quarter tells as much.
+            # These take so much longer that fewer tell as much.
             count = events // 4 if name == EACH else events
             runs[name].append(slope(breakwater, count, environ))
-        runs[ASYNC].append(slope([*yardstick, "--way", "async"], events // 10, {}))
+        runs[ASYNC].append(slope([*yardstick, "--way", "async"], events // 20, {}))
         runs[STATE].append(slope([*yardstick, "--way", "state"], events // 10, {}))
     print(f"\nFiles of up to {events:,} events, no-op async target, {repeat} in turn:\n")
     print("| program | records/s | wall us a record | CPU us a record |")

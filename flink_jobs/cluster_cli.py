@@ -175,7 +175,8 @@ def stop(
         typer.Option(
             "--drain",
             metavar="",
-            help="End for ever: open windows are closed and written.",
+            help="End for ever: open windows are closed and written, and what is not delivered "
+            "within delivery.drain_timeout_ms is given up.",
             rich_help_panel="The savepoint",
         ),
     ] = False,

@@ -14,8 +14,8 @@ What it keeps to:
 - each record leaves once;
 - with `ordering = "key"` the records of a key are called with one at a time, in their order;
 - no call begins before it is due, while the breaker is open, or beyond the bounds;
-- an outage uses up no attempts: those that the breaker makes as probes do not count, nor do
-  systemic failures, which speak of the target and not of the record.
+- an outage uses up no attempts: probes do not count, nor does what opens the breaker or comes back
+  when it is open, nor do systemic failures, which speak of the target and not of the record.
 """
 
 from __future__ import annotations
@@ -608,8 +608,9 @@ class Lane:
             self._limit([record])
         if not failure.handling.retryable:
             return self._dead(record, "refused")
-        # Nor does an outage; but a breaker that is held closed does not save anything from it.
-        is_outage = call.is_probe or failure.handling.systemic
+        # What opens the breaker, or comes back when it is open, is taken for an outage; but one
+        # that is held closed does not save anything from it.
+        is_outage = call.is_probe or failure.handling.systemic or self.breaker.state != "closed"
         if not is_outage or self.policy.breaker.forced == "closed":
             record.attempts += 1
         due_ms = self._next_attempt_ms(record, failure, now_ms)

@@ -298,17 +298,21 @@ def test_another_number_of_lanes_is_refused_by_the_state_itself(
 
 
 def test_what_is_delivered_after_its_window_has_closed_is_late_and_counted(
-    tmp_path: Path, source: Path, expected: Expected, server: ServerProcess
+    tmp_path: Path, server: ServerProcess
 ) -> None:
     """The watermark waits for first calls, and not for retries."""
+    source = events(tmp_path / "events.jsonl", 4 * EVENTS, disorder_s=19)
+    expected = expect([source])
     user = next(iter(expected.processed.values()))["user_id"]
     server.behave(Rule(body_has=f'"user_id":"{user}"', status=503, first=1))
-    ended(run(*call(tmp_path, source, server, retry={"base_ms": 6_000})))
-    output = tmp_path / "out"
-    ledger = assert_run_is_right(output, expected, window_ms=WINDOW_MS, delay_ms=DELAY_MS)
-    assert ledger["late"] > 0
-    assert {event["user_id"] for event in rows(output / "late_events")} == {user}
-    all_is_booked(output, expected)
+    windows = {"size_ms": 1_000}
+    job = call(tmp_path, source, server, windows=windows, retry={"base_ms": 8_000})
+    books, late = ended(run(*job)), rows(tmp_path / "out" / "late_events")
+    assert late
+    assert {event["user_id"] for event in late} == {user}
+    assert books["late"] == len(late) == len({place(event) for event in late})
+    assert books["windowed"] + books["late"] == books["processed"] == len(expected.processed)
+    all_is_booked(tmp_path / "out", expected)
 
 
 def test_what_the_service_refuses_is_a_dead_letter_at_once(

@@ -555,6 +555,19 @@ def test_batches_of_a_key_keep_their_order_through_an_outage(post: Make, failing
     found.balances()
 
 
+def test_an_outage_costs_a_lane_with_one_event_nothing(post: Make) -> None:
+    """Its fifth failure is that which opens the breaker, and would be its last one."""
+    found = post(policy={"retry": RetryPolicy(jitter=0), "breaker": BreakerPolicy()})
+    found.service.is_down = True
+    found.bring(payload("p"))
+    end_ms = found.clock.ms + 120_000
+    found.until(lambda: found.clock.ms > end_ms, ms=250)
+    assert found.dead == {}
+    found.service.is_down = False
+    found.until(lambda: found.delivered == ["p"], ms=1_000)
+    found.balances()
+
+
 # --- bounds and ends
 
 

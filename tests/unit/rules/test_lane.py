@@ -358,7 +358,7 @@ def test_while_the_breaker_is_open_nothing_is_called_and_nothing_is_used_up() ->
     found = opened()
     assert begin(found, NOW_MS + 59_999) == []
     assert found.next_ms() == NOW_MS + 60_000
-    assert [record(found, number).attempts for number in range(5)] == [1, 1, 0, 0, 0]
+    assert [record(found, number).attempts for number in range(5)] == [1, 0, 0, 0, 0]
     assert not found.is_idle
 
 
