@@ -51,7 +51,7 @@ ENVIRONS: dict[str, dict[str, str]] = {
     DEDUPLICATED: {**BATCH_OF, "BREAKWATER_DEDUPLICATE__ENABLED": "true"},
 }
 CALLS_AT_A_TIME = 20
-HTTP_EVENTS = 20_000
+HTTP_EVENTS, BARE_EVENTS = 40_000, 10_000
 
 
 def main() -> int:
@@ -103,7 +103,7 @@ def ratios(theirs: list[Cost], ours: list[Cost]) -> str:
 
 def http(repeat: int) -> None:
     """Table 3."""
-    source = events_file(HTTP_EVENTS)
+    source = events_file(BARE_EVENTS)
     found, rates = [], []
     for _ in range(repeat):
         with ServerProcess(most_requests=1000) as server:

@@ -128,6 +128,10 @@ def audit_run(folder: OutputFolder, plan: ReadPlan | None) -> Audit:
         audit.notes.append("the run is not done: go on with breakwater run ... --resume")
     else:
         audit.problems += differences(audit.book.total, recount(folder))
+        has_ended = plan is not None and folder.newest_checkpoint() is None
+        if has_ended and (pending := audit.book.total.pending):
+            # Delivery ends before its input does: nothing may be on its way any more.
+            audit.problems.append(f"the run has ended with {pending} events that are pending")
     return audit
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -28,9 +29,7 @@ from operators.rules.verdict import Judge
 
 T = TypeVar("T")
 _VERSION: Final = 1
-_LAST_MS: Final = 2**63 - 1
-#: Timers from here on fire at the end of the input; each round of visits there has its instant.
-_END_MS: Final = _LAST_MS - 2**32
+_END_MS: Final = 2**63 - 1
 #: While calls are out the operator comes by so often.
 _COME_BY_MS: Final = 50
 #: A target whose last call took no longer is waited for: what it takes at once need not be kept.
@@ -115,6 +114,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
         # The loop and Flink's thread hand over to each other all the time.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         rules = self._rules
+        self._backend = runtime_context._keyed_state_backend  # see _state_of
         self._heads: ValueState = runtime_context.get_state(ValueStateDescriptor("lane.v1", BYTES))
         self._records: MapState = runtime_context.get_map_state(
             MapStateDescriptor("records.v1", Types.LONG(), BYTES)
@@ -123,7 +123,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             MapStateDescriptor("events.v1", Types.LONG(), BYTES)
         )
         self._event_type = EventType(rules.contract)
-        self._judge = Judge(rules.contract, PoisonRules(), rules.max_record_bytes, _LAST_MS // 2)
+        self._judge = Judge(rules.contract, PoisonRules(), rules.max_record_bytes, _END_MS // 2)
         self._stations: dict[int, _Station] = {}
         self._drain_until_ms = self._held_up_ms = self._patience_ms = 0
         self._courier = Courier(
@@ -170,18 +170,12 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterable[Any]:
         """Come by for what has become of a lane's events."""
         station = self._station(ctx.get_current_key())
-        is_end = timestamp >= _END_MS
-        if not is_end and timestamp >= station.timer_ms:
+        if timestamp == _END_MS:
+            yield from self._drain(ctx)
+            return
+        if timestamp >= station.timer_ms:
             station.timer_ms = 0
-        if is_end:
-            station.guarded = True
-            output = self._drain(station, ctx)
-            if station.lane.count or station.round.left:
-                # Behind all lanes' visits of this round, else one could have all of the time.
-                ctx.timer_service().register_event_time_timer(min(timestamp + 1, _LAST_MS))
-        else:
-            output = self._visit(station, ctx)
-        yield from output.rows(ctx.get_current_key())
+        yield from self._visit(station, ctx).rows(ctx.get_current_key())
 
     def _visit(self, station: _Station, ctx: KeyedProcessFunction.Context) -> Departures:
         output = self._output()
@@ -301,13 +295,26 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             station.told = status
             output.tell(station.number, status)
 
-    def _drain(self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext) -> Departures:
-        """A visit at the end of the input: what is due soon is finished, the rest leaves as it is.
+    def _drain(self, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Any]:
+        """The end of the input: what is due soon is finished, and the rest leaves as it is.
 
-        Flink comes to each lane in turn, and then again to those that are not done.
+        In all lanes at once (Wake.java has just been at each of them): Flink comes to one after the
+        other, and the first would have all of the time. Nor does Flink come back: a timer that is
+        registered here may not fire any more.
         """
-        lane, output = station.lane, self._output()
         self._drain_until_ms = self._drain_until_ms or self._now_ms() + self._rules.drain_timeout_ms
+        while rest := {k: s for k, s in self._stations.items() if s.lane.count or s.round.left}:
+            for key, station in rest.items():
+                station.guarded = True
+                with self._state_of(key):
+                    rows = [*self._finish(station, ctx).rows(key)]
+                yield from rows
+            with self._courier.locked():
+                self._courier.wait(lambda: any(_has_more(s) for s in rest.values()), _COME_BY_MS)
+
+    def _finish(self, station: _Station, ctx: KeyedProcessFunction.OnTimerContext) -> Departures:
+        """A visit to a lane at the end of the input."""
+        lane, output = station.lane, self._output()
         with self._courier.locked():
             self._settle(station, output, ctx)
             next_ms = lane.next_ms()
@@ -317,10 +324,20 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             if station.round.stopped and not lane.in_flight:
                 self._flush(station)
                 self._settle(station, output, ctx)
-            else:
-                patience_ms = max(1, _COME_BY_MS // len(self._stations))
-                self._courier.wait(lambda: bool(station.round.left), patience_ms)
         return output
+
+    @contextmanager
+    def _state_of(self, key: int) -> Iterator[None]:
+        """Flink's state of another lane than the one that Flink has come to.
+
+        As PyFlink itself goes to the state of a key (StatefulOperation); in public it has no way.
+        """
+        before = self._backend.get_current_key()
+        self._backend.set_current_key(Row(key))
+        try:
+            yield
+        finally:
+            self._backend.set_current_key(before)
 
     def _flush(self, station: _Station) -> None:
         """Some of what is left leaves; a chunk is looked into when all before it has left."""
@@ -406,6 +423,12 @@ def _parts(count: int, batch: int) -> Iterator[tuple[int, int]]:
     parts = -(-count // batch) if batch > 1 else 1
     for part in range(parts):
         yield part * count // parts, (part + 1) * count // parts
+
+
+def _has_more(station: _Station) -> bool:
+    """Whether a visit at the end of the input would find something to do at once."""
+    is_done = station.round.stopped and not station.lane.in_flight
+    return bool(station.round.left) or (is_done and station.lane.count > 0)
 
 
 def _status(lane: Lane, now_ms: int) -> dict[str, Any]:

@@ -746,11 +746,29 @@ class _TimerService(TimerService):  # type: ignore[misc] # pyflink has no types
         return _Timer(timestamp, key)
 
 
+class _KeyedStateBackend:
+    """As much of the worker's own as it takes to go to the state of another key, and back."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+
+    def get_current_key(self) -> Row | None:
+        key, wire = self._harness.backend.key, self._harness._key
+        return None if key is None or wire is None else Row(wire.decode(key))
+
+    def set_current_key(self, key: Row) -> None:
+        wire = self._harness._key
+        if wire is None:
+            self._harness.faults.fail("without key_by there is no key to go to")
+        self._harness.backend.key = wire.encode(key[0])
+
+
 class _RuntimeContext(RuntimeContext):  # type: ignore[misc] # pyflink has no types
     """What open() receives."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness
+        self._keyed_state_backend = _KeyedStateBackend(harness)
 
     def get_task_name(self) -> str:
         return "harness"

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.minicluster
 
 WINDOW_MS, DELAY_MS = 10_000, 20_000
 EVENTS = 3_000
-LANES = 4
+#: As by default: of a subtask as many as make a Python bundle (main.py).
+LANES = 16
 #: So many have their durations compared.
 CHECKPOINTS = 6
 Settings = dict[str, dict[str, object]]

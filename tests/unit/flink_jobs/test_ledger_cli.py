@@ -130,6 +130,17 @@ def test_a_piece_that_was_not_read_is_off_and_the_outputs_are_compared_at_the_en
     assert ("the output files hold" in out) is not goes_on
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_something_pending_is_off_when_the_run_has_ended(call, output: Path, goes_on: bool) -> None:
+    write_ledger(output, [row("/a", 1, [0, 1], received=4, pending=1), row("/b", 1, [0])])
+    if goes_on:
+        checkpoint = output / ".breakwater" / "checkpoints" / "job" / "chk-1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "_metadata").touch()
+    _, out, _ = call("--dir", output)
+    assert ("off: the run has ended with 1 events that are pending" in out) is not goes_on
+
+
 def test_outputs_that_are_not_what_was_counted_are_off(call, output: Path) -> None:
     (output / "processed_events" / "p.jsonl").write_text("{}\n" * 5)
     code, out, _ = call("--dir", output)
