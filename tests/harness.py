@@ -33,7 +33,8 @@ What Flink does silently, late, or only on a cluster fails here at once, as a ``
 * Timers are kept once per (key, time). With ``bundle=True`` registrations, deletions and watermarks
   wait for ``finish_bundle()`` (T26, T27); without it every call is a bundle of its own.
 * A missing timestamp or watermark is ``MIN_TIME`` (T30).
-* ``end_of_input()`` fires every event-time timer and drops processing-time timers (M5, T29).
+* ``end_of_input()`` fires every event-time timer and drops processing-time timers (M5, T29). One
+  that is registered then may never fire in Flink.
 * A snapshot is bytes. ``restore`` refuses state whose name or type the new function does not
   declare (T34, T35), where Flink would go on with garbage or with nothing.
 
@@ -1291,10 +1292,16 @@ class Harness:
     def _fire_event_timers(self, watermark: int) -> None:
         """Fire in rounds: what a round registers and is due fires in the next (T28)."""
         self.watermark = watermark
+        known = set(self.timers.known[EVENT])
         for _ in self._rounds(EVENT):
             due = self.timers.take_due(EVENT, watermark, one=not self.settings.bundle)
             if not due:
                 return
+            if watermark == MAX_TIME and not known.issuperset(due):
+                self.faults.fail(
+                    "an event-time timer was registered at the end of the input: Flink may never "
+                    "fire it (it does not where the last bundle was full)"
+                )
             for timer in due:
                 self._fire(EVENT, timer)
             self._flush_bundle()
