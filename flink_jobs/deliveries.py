@@ -160,13 +160,11 @@ def _http_target(settings: Settings) -> Target:
 
 def _refuse_answer_fields(names: Sequence[str], contract: Contract) -> None:
     """At start a person is there to read it: else each event would be a dead letter for it."""
-    fixed = {contract.key, contract.event_time, contract.identity}
-    may_be = [column.name for column in contract.columns if column.name not in fixed]
     for name in names:
-        if name not in may_be:
+        if name not in contract.answerable:
             raise TargetError(
                 f"http.answer_fields: {name!r} cannot be added: use fields of the contract, but "
-                f"not its key, time or identity: {', '.join(may_be) or 'none'}"
+                f"not its key, time or identity: {', '.join(contract.answerable) or 'none'}"
             )
 
 

@@ -221,12 +221,12 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
             chunk = lane.accept(sizes[begin:end], part.event_ms, self._now_ms())
             station.round.parcels[chunk.first] = part
             brought.append(chunk.first)
-        self._look(station, output)
+        self._look(station)
         # What is quick is not to wait for what hangs.
         station.patience_ms = _COME_BY_MS // 2
         return brought
 
-    def _look(self, station: _Station, output: Departures) -> None:
+    def _look(self, station: _Station) -> None:
         """Bring what the lane wants: a chunk to look into, or events that are due."""
         lane = station.lane
         while (want := lane.wanted(self._now_ms(), station.round.has)) is not None:
@@ -279,7 +279,7 @@ class Delivery(KeyedProcessFunction):  # type: ignore[misc]
     ) -> None:
         """Hand on what has left, bring what is wanted, save what has changed, and come by again."""
         self._courier.check()
-        self._look(station, output)
+        self._look(station)
         self._courier.start(station.round)
         left, station.round.left = station.round.left, []
         for each in left:

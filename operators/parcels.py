@@ -154,10 +154,8 @@ class Parcel:
             InvalidAnswer: the event would not be one of the contract, or one of another key,
                 time or identity, which has its place already.
         """
-        contract = self._event_type.contract
-        fixed = {contract.key, contract.event_time, contract.identity}
         for name in fields:
-            if name in fixed or name not in {column.name for column in contract.columns}:
+            if name not in self._event_type.contract.answerable:
                 raise InvalidAnswer(
                     f"the target's answer has {name!r}: it may add fields of the contract, but not "
                     f"its key, time or identity"

@@ -165,6 +165,12 @@ class Contract:
         names = [SCHEMA_ERROR, MISSING_REQUIRED, *free, *literal]
         return (*dict.fromkeys(n for n in names if n != FUTURE_TIMESTAMP), FUTURE_TIMESTAMP)
 
+    @functools.cached_property
+    def answerable(self) -> tuple[str, ...]:
+        """Columns that a target's answer may add: not those by which an event has its place."""
+        fixed = {self.key, self.event_time, self.identity}
+        return tuple(column.name for column in self.columns if column.name not in fixed)
+
     def column(self, name: str) -> Column:
         """Find a column by its name in the JSON.
 

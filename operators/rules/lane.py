@@ -284,16 +284,19 @@ class Lane:
         call = self._calls.pop(number)
         for record in call.records:
             self._out.discard(record.number)
-        keys = look(call.chunk)[0] if look and call.chunk is not None else None
-        self._tell_breaker(call, failures, keys or [record.key for record in call.records], now_ms)
         left: list[Left | Whole] = []
         records = call.records
+        keys: Sequence[str] = [record.key for record in records]
         if call.chunk is not None:
             self._whole.discard(call.chunk)
             if not any(failures):
+                self._tell_breaker(call, failures, keys, now_ms)
                 return [self._leave_whole(call.chunk)]
             assert look is not None  # noqa: S101 # who lets chunks be called with, has them
-            left += self.open(call.chunk, *look(call.chunk))
+            keys, sizes = look(call.chunk)
+        self._tell_breaker(call, failures, keys, now_ms)
+        if call.chunk is not None:
+            left += self.open(call.chunk, keys, sizes)
             chunk = self.chunks.get(call.chunk)
             records = list((chunk.records or {}).values()) if chunk else []
             failures = [failures[record.number - call.chunk] for record in records]
@@ -395,6 +398,11 @@ class Lane:
         ends = (chunk.accepted_ms + self.policy.hold_ms for chunk in self.chunks.values())
         return next((end_ms for end_ms in ends if end_ms > now_ms), None)
 
+    def held_back(self, first: int) -> int:
+        """How many records of a chunk wait for a retry: their own, or that of one before them."""
+        records = (self.chunks[first].records or {}).values() if first in self.chunks else ()
+        return sum(map(self._is_held_back, records))
+
     def saved(self) -> None:
         """All that has changed has been saved."""
         self.changed.clear()
@@ -421,21 +429,14 @@ class Lane:
 
     def _has_first_calls(self, chunk: Chunk) -> bool:
         """Whether a record's first call is out, or would be made by and by."""
-        return chunk.records is None or any(
-            not record.first_failure_ms and not self._is_behind_a_failed_one(record)
-            for record in chunk.records.values()
-        )
+        return chunk.records is None or not all(map(self._is_held_back, chunk.records.values()))
 
-    def _is_behind_a_failed_one(self, record: Waiting) -> bool:
-        if self.policy.ordering == "none":
-            return False
+    def _is_held_back(self, record: Waiting) -> bool:
+        """Whether it waits for a retry: its own, or that of one before it."""
+        if record.first_failure_ms or self.policy.ordering == "none":
+            return bool(record.first_failure_ms)
         first = self._of_key[record.key][0]
         return bool((self.chunk_of(first).records or {})[first].first_failure_ms)
-
-    def held_back(self, first: int) -> int:
-        """How many records of a chunk wait for a retry: their own, or that of one before them."""
-        records = (self.chunks[first].records or {}).values() if first in self.chunks else ()
-        return sum(bool(r.first_failure_ms) or self._is_behind_a_failed_one(r) for r in records)
 
     def _add(self, chunk: Chunk) -> None:
         self.chunks[chunk.first] = chunk
