@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from confluent_kafka.admin import AdminClient
 
-from bench.events import events_file
+from bench.events import events_file, sent_ms
 from bench.measure import Cost, all_processes, cost_of
 from flink_jobs.broker import Broker
 from flink_jobs.kafka_demo import spread as skewed
@@ -28,7 +28,7 @@ WITHIN_S = 30
 BROKER_JVM = ("-Xms512m", "-Xmx1g", "-XX:+UseSerialGC")
 TOPICS = SinkSettings().topics()
 #: What the programs without a start of their own write to.
-PLAIN_OUTPUTS = ("processed-events", "user-windows", "dead-letters", "quarantine")
+PLAIN_OUTPUTS = ("processed-events", "late-events", "user-windows", "dead-letters", "quarantine")
 #: The programs that are Breakwater's job, and what else stands in their settings.
 OURS = {
     "breakwater": "",
@@ -51,14 +51,16 @@ class Place:
         return Topics(self.broker.bootstrap_servers)
 
     def load(self, events: int, users: int) -> str:
-        """A skewed topic of generated events."""
+        """A skewed topic of generated events, each of which has its event's time as its own."""
         file = events_file(events, users=users)
         name = f"events-{events}-{users}"
-        self.topics.create(name, PARTITIONS)
-        with file.open("rb") as lines:
-            # Empty, and not null: a tombstone ends the job of plain PyFlink.
-            values = (line.rstrip(b"\n") for line in lines)
-            written = self.topics.load(name, zip(skewed(), values, strict=False))
+        # Records of that age are not to be deleted.
+        self.topics.create(name, PARTITIONS, retention_ms="-1")
+        with file.open("rb") as lines, file.open("rb") as same_lines:
+            # An empty line is a tombstone.
+            values = (line.rstrip(b"\n") or None for line in lines)
+            records = zip(skewed(), values, strict=False)
+            written = self.topics.load(name, records, times_ms=sent_ms(same_lines))
         if written != events:
             raise SystemExit(f"{written} of {events} events were loaded")
         return name

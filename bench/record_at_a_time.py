@@ -45,7 +45,7 @@ from pyflink.datastream.connectors.file_system import FileSource, StreamFormat
 from pyflink.datastream.data_stream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
-from operators.rules.contract import load_contract
+from operators.rules.contract import Contract, load_contract
 from operators.rules.envelope import Source, envelope_line
 from operators.rules.failure import category_of, queue_of
 from operators.rules.poison import PoisonRules
@@ -67,10 +67,9 @@ ROLLING = (
 )
 OUTPUTS = ("processed_events", "late_events", "dead_letters", "quarantine", "user_windows")
 
-EVENT = Types.ROW_NAMED(
-    ["user_id", "product_id", "action", "price", "event_ms"],
-    [Types.STRING(), Types.STRING(), Types.STRING(), Types.DOUBLE(), Types.LONG()],
-)
+EVENT_FIELDS = ["user_id", "product_id", "action", "price", "event_ms"]
+EVENT_TYPES = [Types.STRING(), Types.STRING(), Types.STRING(), Types.DOUBLE(), Types.LONG()]
+EVENT = Types.ROW_NAMED(EVENT_FIELDS, EVENT_TYPES)
 DEAD_LETTERS = OutputTag(
     "dead-letters",
     Types.ROW_NAMED(["line", "queue", "date", "error_type"], [Types.STRING()] * 4),
@@ -87,8 +86,7 @@ class Validate(ProcessFunction):  # type: ignore[misc] # pyflink has no types
         self._ready_folder = ready_folder
 
     def open(self, runtime_context: Any) -> None:
-        self._contract = load_contract("udfs.ecommerce:EcommerceEvent", "user_id", "timestamp")
-        self._judge = Judge(self._contract, PoisonRules(), MAX_RECORD_BYTES, MAX_FUTURE_SKEW_MS)
+        self._contract, self._judge = contract_and_judge()
         self._decode: Any = self._judge.decode  # takes text as well as bytes
         self._ready = Path(self._ready_folder, str(runtime_context.get_index_of_this_subtask()))
         self._seen_one = False
@@ -116,31 +114,49 @@ class Validate(ProcessFunction):  # type: ignore[misc] # pyflink has no types
         )
 
     def _sound(self, value: str, price: float, event_ms: int, now_ms: int) -> bool:
-        return (
-            math.isfinite(price)
-            and MIN_EPOCH_MS <= event_ms <= min(MAX_EPOCH_MS, now_ms + MAX_FUTURE_SKEW_MS)
-            and (4 * len(value) <= MAX_RECORD_BYTES or len(value.encode()) <= MAX_RECORD_BYTES)
+        return is_sound(price, event_ms, now_ms) and (
+            4 * len(value) <= MAX_RECORD_BYTES or len(value.encode()) <= MAX_RECORD_BYTES
         )
 
     def _rejected(self, payload: bytes, now_ms: int) -> tuple[OutputTag, Row]:
-        why = self._judge.judge(payload, now_ms)
-        if not isinstance(why, Rejection):
-            raise AssertionError(f"the two looks disagree on {payload[:200]!r}")
-        line = envelope_line(
-            payload,
-            why,
-            Source(topic="", partition=0, offset=-1),
-            self._contract,
-            now_ms=now_ms,
-            stage="intake",
-            code_version="bench",
-            payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
-        ).decode()
+        source = Source(topic="", partition=0, offset=-1)
+        why, line = envelope(payload, source, self._contract, self._judge, now_ms)
         if why.kind == "quarantine":
             return QUARANTINE, Row(line=line, reason=why.error_type)
         queue = queue_of(category_of(why.error_type))
         date = iso_utc_ms(now_ms)[:10]
         return DEAD_LETTERS, Row(line=line, queue=queue, date=date, error_type=why.error_type)
+
+
+def contract_and_judge() -> tuple[Contract, Judge]:
+    contract = load_contract("udfs.ecommerce:EcommerceEvent", "user_id", "timestamp")
+    return contract, Judge(contract, PoisonRules(), MAX_RECORD_BYTES, MAX_FUTURE_SKEW_MS)
+
+
+def is_sound(price: float, event_ms: int, now_ms: int) -> bool:
+    """What the decoder does not see."""
+    latest_ms = min(MAX_EPOCH_MS, now_ms + MAX_FUTURE_SKEW_MS)
+    return math.isfinite(price) and MIN_EPOCH_MS <= event_ms <= latest_ms
+
+
+def envelope(
+    payload: bytes, source: Source, contract: Contract, judge: Judge, now_ms: int
+) -> tuple[Rejection, str]:
+    """Why a record is turned away, and its envelope."""
+    why = judge.judge(payload, now_ms)
+    if not isinstance(why, Rejection):
+        raise AssertionError(f"the two looks disagree on {payload[:200]!r}")
+    line = envelope_line(
+        payload,
+        why,
+        source,
+        contract,
+        now_ms=now_ms,
+        stage="intake",
+        code_version="bench",
+        payload_limit_bytes=PAYLOAD_LIMIT_BYTES,
+    )
+    return why, line.decode()
 
 
 def main() -> int:

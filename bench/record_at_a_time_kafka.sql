@@ -1,14 +1,32 @@
+-- records
+CREATE TEMPORARY TABLE records (payload BYTES, record_key BYTES,
+  source_topic STRING METADATA FROM 'topic' VIRTUAL,
+  source_partition INT METADATA FROM 'partition' VIRTUAL,
+  source_offset BIGINT METADATA FROM 'offset' VIRTUAL,
+  sent TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
+  headers MAP<STRING, BYTES> METADATA FROM 'headers' VIRTUAL,
+  WATERMARK FOR sent AS sent - INTERVAL '10' MINUTE) WITH (
+  'connector' = 'kafka', 'topic' = '${topic}', 'properties.bootstrap.servers' = '${servers}',
+  'properties.group.id' = '${prefix}', 'properties.isolation.level' = 'read_committed',
+  'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset',
+  'value.format' = 'raw', 'value.fields-include' = 'EXCEPT_KEY',
+  'key.format' = 'raw', 'key.fields' = 'record_key')
 -- processed_events
 CREATE TEMPORARY TABLE processed_events (user_id STRING, product_id STRING, action STRING,
-  price DOUBLE, `timestamp` STRING) WITH (
+  price DOUBLE, `timestamp` STRING, source_topic STRING, source_partition INT, source_offset BIGINT) WITH (
   'topic' = '${prefix}-processed-events', 'format' = 'json',
   'sink.transactional-id-prefix' = '${prefix}-processed', ${sink})
+-- late_events
+CREATE TEMPORARY TABLE late_events (user_id STRING, product_id STRING, action STRING,
+  price DOUBLE, `timestamp` STRING, source_topic STRING, source_partition INT, source_offset BIGINT) WITH (
+  'topic' = '${prefix}-late-events', 'format' = 'json',
+  'sink.transactional-id-prefix' = '${prefix}-late', ${sink})
 -- dead_letters
-CREATE TEMPORARY TABLE dead_letters (line STRING) WITH (
+CREATE TEMPORARY TABLE dead_letters (line STRING, headers MAP<STRING, BYTES> METADATA) WITH (
   'topic' = '${prefix}-dead-letters', 'format' = 'raw',
   'sink.transactional-id-prefix' = '${prefix}-dead', ${sink})
 -- quarantine
-CREATE TEMPORARY TABLE quarantine (line STRING) WITH (
+CREATE TEMPORARY TABLE quarantine (line STRING, headers MAP<STRING, BYTES> METADATA) WITH (
   'topic' = '${prefix}-quarantine', 'format' = 'raw',
   'sink.transactional-id-prefix' = '${prefix}-quarantine', ${sink})
 -- user_windows
@@ -18,8 +36,15 @@ CREATE TEMPORARY TABLE user_windows (user_id STRING, window_start STRING, window
   'sink.transactional-id-prefix' = '${prefix}-windows', ${sink})
 -- insert processed_events
 INSERT INTO processed_events
-SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z'
+SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z',
+  source_topic, source_partition, source_offset
 FROM events
+-- insert late_events
+INSERT INTO late_events
+SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z',
+  source_topic, source_partition, source_offset
+FROM events
+WHERE CURRENT_WATERMARK(event_time) >= TO_TIMESTAMP_LTZ(event_ms - MOD(event_ms, 300000) + 299999, 3)
 -- insert user_windows
 INSERT INTO user_windows
 SELECT user_id, REPLACE(CAST(window_start AS STRING), ' ', 'T') || 'Z',
@@ -28,6 +53,6 @@ SELECT user_id, REPLACE(CAST(window_start AS STRING), ' ', 'T') || 'Z',
 FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(event_time), INTERVAL '5' MINUTE))
 GROUP BY user_id, window_start, window_end
 -- insert dead_letters
-INSERT INTO dead_letters SELECT line FROM rejected_dead
+INSERT INTO dead_letters SELECT line, MAP['error-type', CAST(error_type AS BYTES)] FROM rejected_dead
 -- insert quarantine
-INSERT INTO quarantine SELECT line FROM rejected_poison
+INSERT INTO quarantine SELECT line, MAP['error-type', CAST(error_type AS BYTES)] FROM rejected_poison

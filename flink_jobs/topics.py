@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Final
 
 from flink_jobs.errors import UserError
@@ -23,6 +24,8 @@ _SETTLES_WITHIN_S: Final = 60
 _READ_AT_ONCE: Final = 5_000
 _WAITS_S: Final = 0.1
 _POLL_EVERY: Final = 1_000
+#: As a record's time: the client's clock when it takes the record.
+_NOW: Final = 0
 
 
 class TopicError(UserError):
@@ -64,6 +67,7 @@ class Topics:
         topic: str,
         records: Iterable[tuple[int, bytes | None]],
         stop: Callable[[], bool] = lambda: False,
+        times_ms: Iterable[int] = (),
     ) -> int:
         """Write (partition, value) records, and wait until the broker has them.
 
@@ -71,6 +75,7 @@ class Topics:
             topic: its name.
             records: partition and value; None is a tombstone.
             stop: asked now and then whether to leave off.
+            times_ms: a time for each record, ms since 1970; now where there is none.
 
         Returns:
             How many were written.
@@ -82,8 +87,9 @@ class Topics:
             {**self._options, "message.max.bytes": LARGEST_RECORD_BYTES, "linger.ms": 20}
         )
         written = 0
-        for written, (partition, value) in enumerate(records, 1):
-            self._produce(producer, topic, partition, value)
+        timed = zip(records, chain(times_ms, repeat(_NOW)), strict=False)
+        for written, ((partition, value), time_ms) in enumerate(timed, 1):
+            self._produce(producer, topic, partition, value, time_ms)
             if written % _POLL_EVERY == 0:
                 producer.poll(0)
                 if stop():
@@ -93,11 +99,15 @@ class Topics:
             raise TopicError(f"the broker did not take {left} of {written} records for {topic}")
         return written
 
-    def _produce(self, producer: object, topic: str, partition: int, value: bytes | None) -> None:
+    def _produce(
+        self, producer: object, topic: str, partition: int, value: bytes | None, time_ms: int
+    ) -> None:
         deadline = time.monotonic() + _ANSWERS_WITHIN_S
         while True:
             try:
-                producer.produce(topic, value, partition=partition)  # type: ignore[attr-defined]
+                producer.produce(  # type: ignore[attr-defined]
+                    topic, value, partition=partition, timestamp=time_ms
+                )
             except BufferError:  # what waits to be sent fills the producer's memory
                 if time.monotonic() > deadline:
                     raise TopicError(f"the broker takes no more records for {topic}") from None

@@ -45,6 +45,9 @@ _COLUMNS: Final = (
     "timestamp",
 )
 _DISCOVERY_MS: Final = 30_000
+#: The thread that reads hands over so many records at a time, and so many bytes come of a partition
+#: at once: with Kafka's defaults (500, 1 MiB) it wakes the next one for every few records.
+_TUNING: Final = {"max.poll.records": "10000", "max.partition.fetch.bytes": "4194304"}
 #: For Marks.java: a topic's partition has no known end; it has records that will be read first, or
 #: is known to have none yet.
 _OPEN: Final = -1
@@ -150,6 +153,7 @@ class KafkaSource:
             "scan.parallelism": str(self.readers),
             "scan.topic-partition-discovery.interval": f"{_DISCOVERY_MS} ms",
             "properties.auto.offset.reset": "earliest",
+            **{f"properties.{name}": value for name, value in _TUNING.items()},
             **{f"properties.{name}": value for name, value in self.properties.items()},
             # What was never committed was never said: this one is not the user's to change.
             "properties.isolation.level": "read_committed",

@@ -1,0 +1,39 @@
+"""The options of Flink's Kafka table, as far as they are a matter of what wins."""
+
+from __future__ import annotations
+
+from operators.kafka_source import KafkaBatches, KafkaSource
+
+
+def options(properties: dict[str, str]) -> dict[str, str]:
+    source = KafkaSource(
+        properties={"bootstrap.servers": "localhost:9092", **properties},
+        topics=("events",),
+        topic_pattern="",
+        group="group",
+        start="earliest",
+        start_timestamp_ms=0,
+        end="never",
+        limits=KafkaBatches(1, 1, 1, 1, 1),
+        readers=1,
+        planned=(),
+    )
+    return source._options()
+
+
+def test_reads_more_at_once_than_kafka_would() -> None:
+    found = options({})
+    assert int(found["properties.max.poll.records"]) > 500
+    assert int(found["properties.max.partition.fetch.bytes"]) > 1_048_576
+
+
+def test_properties_of_the_user_win() -> None:
+    found = options({"max.poll.records": "7", "auto.offset.reset": "latest"})
+    assert found["properties.max.poll.records"] == "7"
+    assert found["properties.auto.offset.reset"] == "latest"
+
+
+def test_what_was_never_committed_is_not_read() -> None:
+    found = options({"isolation.level": "read_uncommitted", "group.id": "mine"})
+    assert found["properties.isolation.level"] == "read_committed"
+    assert found["properties.group.id"] == "group"
