@@ -10,7 +10,8 @@ a watermark made there drops more than half of a skewed topic's events from thei
 this yardstick needs topics whose records have their event's time, which Breakwater does not.
 
 What it leaves out: dead letters are in one topic, those of quarantine in another, with the error's
-type as their only header; nothing is counted.
+type as their only header; a record's headers come along, but not into its envelope; nothing is
+counted.
 """
 
 from __future__ import annotations
