@@ -36,5 +36,5 @@ def sent_ms(lines: Iterable[bytes]) -> Iterator[int]:
         if found := _TIME.search(line):
             with suppress(ValueError):  # it looks like a time, and is none
                 at = datetime.fromisoformat(found[1].decode()).replace(tzinfo=timezone.utc)
-                ms = int(at.timestamp() * 1000)
+                ms = round(at.timestamp() * 1000)
         yield ms

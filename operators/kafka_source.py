@@ -45,9 +45,10 @@ _COLUMNS: Final = (
     "timestamp",
 )
 _DISCOVERY_MS: Final = 30_000
-#: The thread that reads hands over so many records at a time, and so many bytes come of a partition
-#: at once: with Kafka's defaults (500, 1 MiB) it wakes the next one for every few records.
-_TUNING: Final = {"max.poll.records": "10000", "max.partition.fetch.bytes": "4194304"}
+#: The thread that reads hands over so many records at a time: with Kafka's default (500) it wakes
+#: the next one for every few. Flink holds some four polls a reader, so more would take a heap of
+#: hundreds of megabytes where records have tens of kilobytes.
+_TUNING: Final = {"max.poll.records": "2000"}
 #: For Marks.java: a topic's partition has no known end; it has records that will be read first, or
 #: is known to have none yet.
 _OPEN: Final = -1

@@ -119,14 +119,13 @@ public class KafkaLines extends AbstractStreamOperator implements OneInputStream
   }
 
   private void send(byte[] lines, BinaryStringData to) throws Exception {
-    // Java looks for a character of a text several bytes at a time.
-    String text = new String(lines, java.nio.charset.StandardCharsets.ISO_8859_1);
-    for (int begin = 0; begin < lines.length;) {
-      int newline = text.indexOf('\n', begin);
-      int end = newline < 0 ? lines.length : newline;
-      byte[] value = java.util.Arrays.copyOfRange(lines, begin, end);
-      collect(envelopes ? envelope(value, to) : new Object[] {value});
-      begin = end + 1;
+    int begin = 0;
+    for (int end = 0; begin < lines.length; end++) {
+      if (end == lines.length || lines[end] == '\n') {
+        byte[] value = java.util.Arrays.copyOfRange(lines, begin, end);
+        collect(envelopes ? envelope(value, to) : new Object[] {value});
+        begin = end + 1;
+      }
     }
   }
 
