@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from flink_jobs.generate import generate
+from operators.rules.times import epoch_ms
 
 DATA = Path(__file__).resolve().parent / "data"
 BAD_RATE, USERS = 0.02, 1000
@@ -31,10 +32,9 @@ def sent_ms(lines: Iterable[bytes]) -> Iterator[int]:
 
     One whose time is missing or damaged was sent with the one before it.
     """
-    ms = int(_START.timestamp() * 1000)
+    ms = epoch_ms(_START)
     for line in lines:
         if found := _TIME.search(line):
             with suppress(ValueError):  # it looks like a time, and is none
-                at = datetime.fromisoformat(found[1].decode()).replace(tzinfo=timezone.utc)
-                ms = round(at.timestamp() * 1000)
+                ms = epoch_ms(datetime.fromisoformat(found[1].decode()))
         yield ms

@@ -230,26 +230,30 @@ def run_to_the_end(
     )
     lines = env.from_source(files.build(), WatermarkStrategy.no_watermarks(), "lines")
     # One file is one split, read by one subtask: without this one worker would do all the work.
-    add_views(tables, lines.rebalance() if rebalance else lines, ready)
+    lines = lines.rebalance() if rebalance else lines
+    events = lines.process(Validate(str(ready)), EVENT).name("validate")
+    watermark = "event_time - INTERVAL '10' MINUTE"
+    add_views(tables, events, DEAD_LETTERS, QUARANTINE, watermark)
     run_statements(tables, statements_of(output))
 
 
-def add_views(tables: StreamTableEnvironment, lines: DataStream, ready: Path) -> None:
-    """Lines to what the statements read: events, and what is turned away."""
-    events = lines.process(Validate(str(ready)), EVENT).name("validate")
+def add_views(
+    tables: StreamTableEnvironment,
+    events: DataStream,
+    dead_letters: OutputTag,
+    quarantine: OutputTag,
+    watermark: str,
+) -> None:
+    """Validated records to what the statements read: events, and what is turned away."""
+    # The other columns are those of the stream.
     watermarked = (
         Schema.new_builder()
-        .column("user_id", "STRING")
-        .column("product_id", "STRING")
-        .column("action", "STRING")
-        .column("price", "DOUBLE")
-        .column("event_ms", "BIGINT")
         .column_by_expression("event_time", "TO_TIMESTAMP_LTZ(event_ms, 3)")
-        .watermark("event_time", "event_time - INTERVAL '10' MINUTE")
+        .watermark("event_time", watermark)
         .build()
     )
     tables.create_temporary_view("events", tables.from_data_stream(events, watermarked))
-    for name, tag in (("rejected_dead", DEAD_LETTERS), ("rejected_poison", QUARANTINE)):
+    for name, tag in (("rejected_dead", dead_letters), ("rejected_poison", quarantine)):
         rejected = tables.from_data_stream(events.get_side_output(tag))
         tables.create_temporary_view(name, rejected)
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from pyflink.common import Row, Types
 from pyflink.datastream import OutputTag, ProcessFunction, StreamExecutionEnvironment
-from pyflink.table import Schema, StreamTableEnvironment
+from pyflink.table import StreamTableEnvironment
 
 from bench.jvm_sql import kafka_environment, statements_of
 from bench.measure import kafka_arguments
@@ -39,6 +39,7 @@ from bench.record_at_a_time import (
     EVENT_FIELDS,
     EVENT_TYPES,
     MAX_RECORD_BYTES,
+    add_views,
     contract_and_judge,
     envelope,
     is_sound,
@@ -100,24 +101,7 @@ def run_to_the_end(env: StreamExecutionEnvironment, call: argparse.Namespace) ->
     tables.execute_sql(statements.pop("records"))
     records = tables.to_data_stream(tables.from_path("records"))
     events = records.process(Validate(), EVENT).name("validate")
-    watermarked = (
-        Schema.new_builder()
-        .column("user_id", "STRING")
-        .column("product_id", "STRING")
-        .column("action", "STRING")
-        .column("price", "DOUBLE")
-        .column("event_ms", "BIGINT")
-        .column("source_topic", "STRING")
-        .column("source_partition", "INT")
-        .column("source_offset", "BIGINT")
-        .column_by_expression("event_time", "TO_TIMESTAMP_LTZ(event_ms, 3)")
-        .watermark("event_time", "SOURCE_WATERMARK()")
-        .build()
-    )
-    tables.create_temporary_view("events", tables.from_data_stream(events, watermarked))
-    for name, tag in (("rejected_dead", DEAD_LETTERS), ("rejected_poison", QUARANTINE)):
-        rejected = tables.from_data_stream(events.get_side_output(tag))
-        tables.create_temporary_view(name, rejected)
+    add_views(tables, events, DEAD_LETTERS, QUARANTINE, "SOURCE_WATERMARK()")
     run_statements(tables, statements)
 
 
