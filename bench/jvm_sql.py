@@ -1,7 +1,7 @@
 """The yardstick on Kafka: the same work in nothing but Flink SQL, as a good data engineer would.
 
 Kafka in, the good events, the windows and the rejected records to exactly-once topics, with the
-same checks, windows, watermark delay, checkpoints and producer settings as Breakwater's job.
+same checks, windows, watermark delay, checkpoints and Kafka settings as Breakwater's job.
 
 What SQL cannot do here, and the main job can: a record that is no JSON is dropped without a trace
 (`json.ignore-parse-errors`, trap T57); a rejected record is written as it was understood, not as it
@@ -24,6 +24,8 @@ from bench.measure import kafka_arguments
 from bench.plain import environment, named_statements, run_statements
 from flink_jobs.jars import KAFKA, find_jar
 
+#: As Breakwater reads.
+SOURCE = "'properties.isolation.level' = 'read_committed', 'properties.max.poll.records' = '2000'"
 SINK = """'connector' = 'kafka', 'properties.bootstrap.servers' = '{servers}',
   'sink.delivery-guarantee' = 'exactly-once', 'properties.transaction.timeout.ms' = '600000',
   'properties.compression.type' = 'lz4', 'properties.linger.ms' = '20',
@@ -55,6 +57,7 @@ def statements_of(path: Path, call: argparse.Namespace) -> dict[str, str]:
         servers=call.servers,
         topic=call.topic,
         prefix=call.prefix,
+        source=SOURCE,
         sink=SINK.format(servers=call.servers),
     )
     return named_statements(filled)

@@ -7,7 +7,7 @@ CREATE TEMPORARY TABLE source_events (user_id STRING, product_id STRING, action 
       + CAST(SUBSTR(`timestamp`, 21, 3) AS BIGINT), 3) END,
   WATERMARK FOR event_time AS event_time - INTERVAL '10' MINUTE) WITH (
   'connector' = 'kafka', 'topic' = '${topic}', 'properties.bootstrap.servers' = '${servers}',
-  'properties.group.id' = '${prefix}', 'properties.isolation.level' = 'read_committed',
+  'properties.group.id' = '${prefix}', ${source},
   'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset',
   'format' = 'json', 'json.ignore-parse-errors' = 'true')
 -- processed_events

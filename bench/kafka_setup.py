@@ -34,6 +34,13 @@ OURS = {
     "breakwater": "",
     "delivering": '[delivery]\ntarget = "bench.delivery_targets:batch"\nbatch_max_events = 5000\n',
 }
+#: The others: the module, and what else stands in its call.
+OTHERS = {
+    "jvm_sql": ("jvm_sql",),
+    "record_at_a_time": ("record_at_a_time_kafka", "--windows", "pyflink"),
+    "record_at_a_time_sql_windows": ("record_at_a_time_kafka", "--windows", "sql"),
+    "handwritten": ("handwritten",),
+}
 
 
 @dataclass
@@ -83,8 +90,9 @@ class Place:
             config = self.settings(prefix, topic, more=OURS[program])
             job = ["-m", "flink_jobs.kafka_job", "--config", str(config), "--local", str(state)]
             return [sys.executable, *job]
+        module, *how = OTHERS[program]
         return [
-            sys.executable, "-W", "ignore", "-m", f"bench.{program}",
+            sys.executable, "-W", "ignore", "-m", f"bench.{module}", *how,
             "--servers", self.broker.bootstrap_servers, "--topic", topic, "--prefix", prefix,
             "--parallelism", str(self.parallelism),
             "--checkpoint-interval-ms", str(self.checkpoint_interval_ms),

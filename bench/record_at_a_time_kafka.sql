@@ -4,10 +4,9 @@ CREATE TEMPORARY TABLE records (payload BYTES, record_key BYTES,
   source_partition INT METADATA FROM 'partition' VIRTUAL,
   source_offset BIGINT METADATA FROM 'offset' VIRTUAL,
   sent TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
-  headers MAP<STRING, BYTES> METADATA FROM 'headers' VIRTUAL,
   WATERMARK FOR sent AS sent - INTERVAL '10' MINUTE) WITH (
   'connector' = 'kafka', 'topic' = '${topic}', 'properties.bootstrap.servers' = '${servers}',
-  'properties.group.id' = '${prefix}', 'properties.isolation.level' = 'read_committed',
+  'properties.group.id' = '${prefix}', ${source},
   'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset',
   'value.format' = 'raw', 'value.fields-include' = 'EXCEPT_KEY',
   'key.format' = 'raw', 'key.fields' = 'record_key')
@@ -39,19 +38,34 @@ INSERT INTO processed_events
 SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z',
   source_topic, source_partition, source_offset
 FROM events
+-- late by sql
+CREATE TEMPORARY VIEW late AS SELECT * FROM events
+WHERE CURRENT_WATERMARK(event_time) >= TO_TIMESTAMP_LTZ(event_ms - MOD(event_ms, 300000) + 299999, 3)
+-- windows by sql
+CREATE TEMPORARY VIEW windows AS
+SELECT user_id, window_start, window_end, SUM(price) AS total_value,
+  MAX(event_time) AS latest_event, COUNT(*) AS event_count
+FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(event_time), INTERVAL '5' MINUTE))
+GROUP BY user_id, window_start, window_end
+-- late by pyflink
+CREATE TEMPORARY VIEW late AS SELECT *, TO_TIMESTAMP_LTZ(event_ms, 3) AS event_time FROM late_rows
+-- windows by pyflink
+CREATE TEMPORARY VIEW windows AS
+SELECT user_id, TO_TIMESTAMP_LTZ(end_ms - 300000, 3) AS window_start,
+  TO_TIMESTAMP_LTZ(end_ms, 3) AS window_end, total_value,
+  TO_TIMESTAMP_LTZ(latest_ms, 3) AS latest_event, event_count
+FROM window_rows
 -- insert late_events
 INSERT INTO late_events
 SELECT user_id, product_id, action, price, REPLACE(CAST(event_time AS STRING), ' ', 'T') || 'Z',
   source_topic, source_partition, source_offset
-FROM events
-WHERE CURRENT_WATERMARK(event_time) >= TO_TIMESTAMP_LTZ(event_ms - MOD(event_ms, 300000) + 299999, 3)
+FROM late
 -- insert user_windows
 INSERT INTO user_windows
 SELECT user_id, REPLACE(CAST(window_start AS STRING), ' ', 'T') || 'Z',
-  REPLACE(CAST(window_end AS STRING), ' ', 'T') || 'Z', SUM(price),
-  REPLACE(CAST(MAX(event_time) AS STRING), ' ', 'T') || 'Z', COUNT(*)
-FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(event_time), INTERVAL '5' MINUTE))
-GROUP BY user_id, window_start, window_end
+  REPLACE(CAST(window_end AS STRING), ' ', 'T') || 'Z', total_value,
+  REPLACE(CAST(latest_event AS STRING), ' ', 'T') || 'Z', event_count
+FROM windows
 -- insert dead_letters
 INSERT INTO dead_letters SELECT line, MAP['error-type', CAST(error_type AS BYTES)] FROM rejected_dead
 -- insert quarantine

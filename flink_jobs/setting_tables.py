@@ -198,7 +198,10 @@ class KafkaSettings(Table):
         default="never", description='"latest" ends the run with what is there when it starts'
     )
     properties: FlinkOptions = Field(
-        default={}, description="any property of Kafka's clients (SASL, TLS), passed on as it is"
+        default={},
+        description="any property of Kafka's clients (SASL, TLS), passed on as it is. Read are"
+        " 2000 records a poll (max.poll.records), and not Kafka's 500: for very large records"
+        " set fewer",
     )
 
 
