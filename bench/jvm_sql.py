@@ -23,9 +23,13 @@ from pyflink.table import StreamTableEnvironment
 from bench.measure import kafka_arguments
 from bench.plain import environment, named_statements, run_statements
 from flink_jobs.jars import KAFKA, find_jar
+from operators.kafka_source import CONSUMER_TUNING
 
 #: As Breakwater reads.
-SOURCE = "'properties.isolation.level' = 'read_committed', 'properties.max.poll.records' = '2000'"
+SOURCE = ", ".join(
+    f"'properties.{name}' = '{value}'"
+    for name, value in {"isolation.level": "read_committed", **CONSUMER_TUNING}.items()
+)
 SINK = """'connector' = 'kafka', 'properties.bootstrap.servers' = '{servers}',
   'sink.delivery-guarantee' = 'exactly-once', 'properties.transaction.timeout.ms' = '600000',
   'properties.compression.type' = 'lz4', 'properties.linger.ms' = '20',

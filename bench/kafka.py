@@ -4,7 +4,7 @@ Programs, each on a skewed topic (60, 5, 26 and 9 % of the records), in turn:
 
 - Breakwater's job;
 - jvm_sql: the same in nothing but Flink SQL;
-- record_at_a_time: the same in PyFlink, a record at a time;
+- record_at_a_time: the same in PyFlink, a record at a time, its windows too;
 - record_at_a_time_sql_windows: the same, its windows in Flink SQL;
 - handwritten: a confluent-kafka script that keeps its windows in memory.
 
@@ -38,18 +38,27 @@ LABELS = {
     "breakwater": "Breakwater",
     DELIVERING: "Breakwater, delivering to a no-op async target",
     "jvm_sql": "pure Flink SQL",
-    "record_at_a_time": "record at a time",
+    "record_at_a_time": "record at a time, windows in PyFlink",
     "record_at_a_time_sql_windows": "record at a time, windows in SQL",
     "handwritten": "hand-written script",
 }
 GOALS = {
     "jvm_sql": "at least 1.3, better 2",
     "record_at_a_time": "at least 8",
-    "record_at_a_time_sql_windows": "none",
+    "record_at_a_time_sql_windows": "at least 8",
 }
-#: Of these programs the outputs have to be the same: these many records, and events in windows.
-ALIKE = ("breakwater", "record_at_a_time", "record_at_a_time_sql_windows")
-ALIKE_COUNTS = ("processed-events", "user-windows", "windowed")
+#: The outputs of these programs have to be the same.
+ALIKE = ("breakwater", DELIVERING, "record_at_a_time", "record_at_a_time_sql_windows")
+#: By the beginning of an output's name, as dead letters are in one topic or in several.
+ALIKE_COUNTS = {
+    "processed events": ("processed-events",),
+    "late events": ("late-events",),
+    "dead letters": ("dlq-", "dead-letters"),
+    "quarantined": ("quarantine",),
+    "windows": ("user-windows",),
+    "events in windows": ("windowed",),
+    "value of the windows": ("value",),
+}
 
 
 @dataclass
@@ -146,16 +155,19 @@ def run(
 
 
 def refuse_different(counts: dict[str, dict[str, int]]) -> None:
-    """Programs that do not do the same work are not compared.
+    """Programs that do not do the same work are not compared: what they have written is counted.
 
     Raises:
         SystemExit: two programs that should be alike have different outputs.
     """
-    found = {program: counts[program] for program in ALIKE if program in counts}
-    for name in ALIKE_COUNTS:
-        of_each = {program: output.get(name, 0) for program, output in found.items()}
+    for said, names in ALIKE_COUNTS.items():
+        of_each = {
+            program: sum(n for name, n in counts[program].items() if name.startswith(names))
+            for program in ALIKE
+            if program in counts
+        }
         if len(set(of_each.values())) > 1:
-            raise SystemExit(f"the outputs are not the same, {name}: {of_each}")
+            raise SystemExit(f"outputs of the short topic are not the same, {said}: {of_each}")
 
 
 def print_table(call: argparse.Namespace, slopes: dict[str, Slopes]) -> None:

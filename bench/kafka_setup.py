@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from bench.events import events_file, sent_ms
 from bench.measure import Cost, all_processes, cost_of
 from flink_jobs.broker import Broker
+from flink_jobs.jvm import tuning
 from flink_jobs.kafka_demo import spread as skewed
 from flink_jobs.settings import SinkSettings
 from flink_jobs.topics import Topics
@@ -113,7 +114,7 @@ class Place:
         return file
 
     def counts(self, prefix: str, *, ended: bool = True) -> dict[str, int]:
-        """How many records an output has, and how many events its windows hold.
+        """How many records an output has; how many events its windows hold, and their value.
 
         Of a job that was stopped, and has not ended, transactions stay open.
         """
@@ -121,7 +122,7 @@ class Place:
         names = [n for n in admin.list_topics(timeout=WITHIN_S).topics if n.startswith(prefix)]
         if ended:
             self.topics.settle(names)
-        counts = {"windowed": 0}
+        counts, value = {"windowed": 0}, 0.0
         for name in names:
             messages = self.topics.read([name])
             output = name.removeprefix(f"{prefix}-")
@@ -129,9 +130,12 @@ class Place:
             for message in messages:
                 n += 1
                 if output == "user-windows":
-                    counts["windowed"] += msgspec.json.decode(message.value())["event_count"]
+                    window = msgspec.json.decode(message.value())
+                    counts["windowed"] += window["event_count"]
+                    value += window["total_value"]
             counts[output] = n
-        return counts
+        # The order of adding up decides the last digits.
+        return {**counts, "value": round(value)}
 
     def remove(self, prefix: str) -> None:
         """The topics of a run."""
@@ -158,7 +162,8 @@ def place(folder: Path, parallelism: int, checkpoint_interval_ms: int) -> Iterat
 
 
 def environ() -> dict[str, str]:
-    """For the programs: where this project is, whatever the folder they start in."""
+    """For the programs: where this project is, whatever the folder; for all what ours sets."""
     root = str(HERE.parent)
     paths = itertools.chain([root], filter(None, [os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    tuned = tuning(os.environ, for_long=True)
+    return {**os.environ, **tuned, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,11 +1,12 @@
 """The main job from Kafka to exactly-once Kafka, written record at a time in plain PyFlink.
 
 Same checks, envelope, windows and late events, and the coordinates of every record, as the job that
-it is measured against; every record crosses to Python and back by itself. Its windows are, with
+it is measured against; source and sinks are tables, and every record crosses to Python and back by
+itself. Its windows are, with
 
-- `--windows pyflink`, a KeyedProcessFunction: the whole job is PyFlink's DataStream API;
-- `--windows sql`, Flink SQL, which gets the events back from Python: the better half of the work is
-  then the JVM's.
+- `--windows pyflink`, a KeyedProcessFunction: each event crosses once more for its key, and again
+  to its window;
+- `--windows sql`, Flink SQL: windows and their state are then Java's alone.
 
 The records come from Flink's Kafka table, which has keys and coordinates (the source of the
 DataStream API hands over the value alone, trap T39). It makes the watermark for each partition by
@@ -13,19 +14,25 @@ itself, of the time that the producer gave a record: behind Python the partition
 watermark made there drops more than half of a skewed topic's events from their windows (T56). So
 this yardstick needs topics whose records have their event's time, which Breakwater does not.
 
-Tuned on two cores, on 2 M events of a skewed topic, start-up included, one run each:
+Tuned on two cores, on 2 M events of a skewed topic, start-up included, one run each, so a tenth
+says nothing (start-up is some 17 s):
 
-- records go to both workers in turn, which loses the order of a partition (Breakwater keeps it):
-  93 s, without 109 s; windows in SQL 52 s, without 66 s;
-- keyed state holds one pickled dictionary of open windows a user, with a timer a window: 93 s, with
-  `window(TumblingEventTimeWindows).aggregate()` 187 s;
-- bundles hold all that comes between two checkpoints, as keyed state is written at the end of each,
-  and its cache all keys: 88 s, with bundles of at most a second 93 s, of 10,000 records 139 s.
+| windows in | as it is | without records in turn to both workers | in thread mode | other |
+|---|---|---|---|---|
+| PyFlink | 88 s | 109 s | 260 s | textbook 187 s, bundles of 10,000 139 s, fewer crossings 86 s |
+| SQL | 51 s | 66 s | 70 s, at parallelism 1 51 s | |
+
+Records in turn lose the order of a partition, which Breakwater keeps. The textbook's way is
+`window(TumblingEventTimeWindows).aggregate()`; here one dictionary of a user's open windows is
+keyed state, with a timer a window, and a bundle holds all that comes between two checkpoints, as
+keyed state is written at its end. With fewer crossings, all that the check says goes through the
+keyed step, and nothing beside it, so that PyFlink makes one operator of check and key.
 
 What it leaves out: dead letters are in one topic, those of quarantine in another, with the error's
 type as their only header; a record's own headers are not read; nothing is counted. Bytes that are
 no UTF-8 pass in fields that the contract does not name, and envelopes cut a payload of over 64 KiB.
-With windows in SQL, what is late is asked of the watermark one shuffle before the windows.
+What is late is asked of a watermark that is behind that of the windows in SQL, or in PyFlink
+stands still for a bundle; the measured topics have no late event.
 """
 
 from __future__ import annotations
@@ -68,25 +75,21 @@ from operators.rules.envelope import Source
 from operators.rules.times import epoch_ms
 
 WINDOW_MS = 300_000
-#: For keyed state, which is written at the end of a bundle, and read anew where it is not cached.
-STATE_BUNDLE_SIZE, STATE_CACHE_KEYS = 100_000, 100_000
+#: Of records, as keyed state is written at the end of a bundle.
+STATE_BUNDLE_SIZE = 100_000
+#: What is not cached is read anew, with a call to Java.
+STATE_CACHE_KEYS = 100_000
+EVENT = Types.ROW_NAMED(
+    [*EVENT_FIELDS, "source_topic", "source_partition", "source_offset"],
+    [*EVENT_TYPES, Types.STRING(), Types.INT(), Types.LONG()],
+)
+LATE = OutputTag("late", EVENT)
 REJECTED = Types.ROW_NAMED(["line", "error_type"], [Types.STRING()] * 2)
 DEAD_LETTERS, QUARANTINE = OutputTag("dead-letters", REJECTED), OutputTag("quarantine", REJECTED)
 WINDOW = Types.ROW_NAMED(
     ["user_id", "end_ms", "total_value", "latest_ms", "event_count"],
     [Types.STRING(), Types.LONG(), Types.DOUBLE(), Types.LONG(), Types.LONG()],
 )
-
-
-def event_row() -> Any:
-    """The type of an event; a new one each time, as one in use no longer pickles."""
-    return Types.ROW_NAMED(
-        [*EVENT_FIELDS, "source_topic", "source_partition", "source_offset"],
-        [*EVENT_TYPES, Types.STRING(), Types.INT(), Types.LONG()],
-    )
-
-
-LATE = OutputTag("late", event_row())
 
 
 class Validate(ProcessFunction):  # type: ignore[misc] # pyflink has no types
@@ -161,18 +164,18 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="record-at-a-time-"))
     try:
         prepare_process(work)
-        run_to_the_end(kafka_environment(call, work, options(call.windows)), call)
+        run_to_the_end(kafka_environment(call, work, options(call)), call)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0
 
 
-def options(windows: str) -> dict[str, str]:
-    if windows == "sql":
+def options(call: argparse.Namespace) -> dict[str, str]:
+    if call.windows == "sql":
         return python_options(BUNDLE_SIZE)
     return {
         **python_options(STATE_BUNDLE_SIZE),
-        "python.fn-execution.bundle.time": "4000",
+        "python.fn-execution.bundle.time": str(2 * call.checkpoint_interval_ms),
         "python.state.cache-size": str(STATE_CACHE_KEYS),
     }
 
@@ -182,13 +185,14 @@ def run_to_the_end(env: StreamExecutionEnvironment, call: argparse.Namespace) ->
     statements = statements_of(Path(__file__).with_suffix(".sql"), call)
     tables.execute_sql(statements.pop("records"))
     records = tables.to_data_stream(tables.from_path("records")).rebalance()
-    events = records.process(Validate(), event_row()).name("validate")
+    events = records.process(Validate(), EVENT).name("validate")
     add_views(tables, events, DEAD_LETTERS, QUARANTINE, "SOURCE_WATERMARK()")
     if call.windows == "pyflink":
         add_windows(tables, events)
-    # The views `windows` and `late` are made in one of two ways.
-    made = {"pyflink": "sql", "sql": "pyflink"}[call.windows]
-    run_statements(tables, {n: s for n, s in statements.items() if not n.endswith(f" by {made}")})
+    # The views `windows` and `late` are there in both ways.
+    others = " by sql" if call.windows == "pyflink" else " by pyflink"
+    chosen = {name: text for name, text in statements.items() if not name.endswith(others)}
+    run_statements(tables, chosen)
 
 
 def add_windows(tables: StreamTableEnvironment, events: DataStream) -> None:

@@ -114,24 +114,27 @@ def environment(
     for_long: bool = False,
 ) -> dict[str, str]:
     """The variables that PyFlink and the Java process go by."""
-    jvm_args = [
-        _JVM_ARGS,
-        _FOR_THE_PEAK if for_long else _NOT_FOR_THE_PEAK,
-        environ.get("JVM_ARGS", ""),
-        f"-Djava.io.tmpdir={tmp}",
-    ]
+    tuned = tuning(environ, for_long=for_long)
     python_path = [str(PROJECT), *(p for p in sys.path if p), environ.get("PYTHONPATH", "")]
     return {
         "JAVA_HOME": str(java.home),
-        "JVM_ARGS": " ".join(filter(None, jvm_args)),
+        **tuned,
+        "JVM_ARGS": f"{tuned['JVM_ARGS']} -Djava.io.tmpdir={tmp}",
         "TMPDIR": str(tmp),
         "FLINK_LOG_DIR": str(folder.log),
         # Otherwise PyFlink runs the workers as threads of this process (trap T1).
         "_python_worker_execution_mode": "process",
-        **{name: environ.get(name, value) for name, value in _KEPT_MEMORY.items()},
         # Workers find our packages first, whatever else has their names (trap T3).
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in python_path if p)),
     }
+
+
+def tuning(environ: Mapping[str, str], *, for_long: bool) -> dict[str, str]:
+    """The variables that make Java and the workers fast; what the environment says wins."""
+    compiling = _FOR_THE_PEAK if for_long else _NOT_FOR_THE_PEAK
+    jvm_args = filter(None, [_JVM_ARGS, compiling, environ.get("JVM_ARGS", "")])
+    kept_memory = {name: environ.get(name, value) for name, value in _KEPT_MEMORY.items()}
+    return {"JVM_ARGS": " ".join(jvm_args), **kept_memory}
 
 
 def _end(gateway: JavaGateway, pid: int) -> None:

@@ -199,9 +199,8 @@ class KafkaSettings(Table):
     )
     properties: FlinkOptions = Field(
         default={},
-        description="any property of Kafka's clients (SASL, TLS), passed on as it is. Read are"
-        " 2000 records a poll (max.poll.records), and not Kafka's 500: for very large records"
-        " set fewer",
+        description="any property of Kafka's clients (SASL, TLS), passed on as it is; where"
+        " max.poll.records is not among them it is 2000 (Kafka's own default is 500)",
     )
 
 

@@ -48,7 +48,7 @@ _DISCOVERY_MS: Final = 30_000
 #: The thread that reads hands over so many records at a time: with Kafka's default (500) it wakes
 #: the next one for every few. Flink holds some four polls a reader, so more would take a heap of
 #: hundreds of megabytes where records have tens of kilobytes.
-_TUNING: Final = {"max.poll.records": "2000"}
+CONSUMER_TUNING: Final = {"max.poll.records": "2000"}
 #: For Marks.java: a topic's partition has no known end; it has records that will be read first, or
 #: is known to have none yet.
 _OPEN: Final = -1
@@ -154,7 +154,7 @@ class KafkaSource:
             "scan.parallelism": str(self.readers),
             "scan.topic-partition-discovery.interval": f"{_DISCOVERY_MS} ms",
             "properties.auto.offset.reset": "earliest",
-            **{f"properties.{name}": value for name, value in _TUNING.items()},
+            **{f"properties.{name}": value for name, value in CONSUMER_TUNING.items()},
             **{f"properties.{name}": value for name, value in self.properties.items()},
             # What was never committed was never said: this one is not the user's to change.
             "properties.isolation.level": "read_committed",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from operators.kafka_source import KafkaBatches, KafkaSource
+from flink_jobs.setting_tables import KafkaSettings
+from operators.kafka_source import CONSUMER_TUNING, KafkaBatches, KafkaSource
 
 
 def options(properties: dict[str, str]) -> dict[str, str]:
@@ -23,6 +24,11 @@ def options(properties: dict[str, str]) -> dict[str, str]:
 
 def test_reads_more_at_once_than_kafka_would() -> None:
     assert int(options({})["properties.max.poll.records"]) > 500
+
+
+def test_the_settings_say_how_much() -> None:
+    said = KafkaSettings.model_fields["properties"].description or ""
+    assert f"max.poll.records is not among them it is {CONSUMER_TUNING['max.poll.records']}" in said
 
 
 def test_properties_of_the_user_win() -> None:
