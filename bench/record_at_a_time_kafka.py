@@ -14,8 +14,8 @@ itself, of the time that the producer gave a record: behind Python the partition
 watermark made there drops more than half of a skewed topic's events from their windows (T56). So
 this yardstick needs topics whose records have their event's time, which Breakwater does not.
 
-Tuned on two cores, on 2 M events of a skewed topic, start-up included, one run each, so a tenth
-says nothing (start-up is some 17 s):
+Tuned on two cores, on 2 M events of a skewed topic, start-up (some 15 s) included, one run each, so
+a tenth says nothing; before Java had our flags, with which they are 79 and 48 s:
 
 | windows in | as it is | without records in turn to both workers | in thread mode | other |
 |---|---|---|---|---|
