@@ -120,10 +120,12 @@ def throughput(here: Place, call: argparse.Namespace) -> None:
     counts: dict[str, dict[str, int]] = {}
     for repetition in range(call.repeat):
         for program in call.programs:
-            counted = None if repetition or call.no_check else counts.setdefault(program, {})
-            one, one_broker = run(here, program, short, call.short, counted)
-            refuse_different(counts)
-            two, two_broker = run(here, program, long, call.long)
+            check = repetition == 0 and not call.no_check
+            one, one_broker, written = run(here, program, short, call.short, check=check)
+            if check:
+                counts[program] = written
+                refuse_different(counts)
+            two, two_broker, _ = run(here, program, long, call.long)
             n = (call.long - call.short) / 1e6
             slope = two - one
             found = slopes[program]
@@ -136,9 +138,9 @@ def throughput(here: Place, call: argparse.Namespace) -> None:
 
 
 def run(
-    here: Place, program: str, topic: str, events: int, counted: dict[str, int] | None = None
-) -> tuple[Cost, float]:
-    """Cost of a run, and the broker's seconds; its outputs are counted where somebody asks."""
+    here: Place, program: str, topic: str, events: int, *, check: bool = False
+) -> tuple[Cost, float, dict[str, int]]:
+    """Cost of a run, the broker's seconds and, if they are to be checked, its outputs' counts."""
     cost, broker_s, prefix = here.measured(program, topic)
     print(
         f"  {program}, {events:,} events: {cost.wall_s:.1f} s, CPU {cost.cpu_s:.1f} s, "
@@ -146,12 +148,12 @@ def run(
         file=sys.stderr,
         flush=True,
     )
-    if counted is not None:
-        counted.update(here.counts(prefix))
-        said = ", ".join(f"{name} {n:,}" for name, n in sorted(counted.items()) if n)
+    written = here.counts(prefix) if check else {}
+    if check:
+        said = ", ".join(f"{name} {n:,}" for name, n in sorted(written.items()) if n)
         print(f"- {LABELS[program]}, of {events:,} events: {said}", flush=True)
     here.remove(prefix)
-    return cost, broker_s
+    return cost, broker_s, written
 
 
 def refuse_different(counts: dict[str, dict[str, int]]) -> None:

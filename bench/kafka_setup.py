@@ -162,7 +162,7 @@ def place(folder: Path, parallelism: int, checkpoint_interval_ms: int) -> Iterat
 
 
 def environ() -> dict[str, str]:
-    """For the programs: where this project is, whatever the folder; for all what ours sets."""
+    """For the programs: where this project is, and for all of them what makes ours fast."""
     root = str(HERE.parent)
     paths = itertools.chain([root], filter(None, [os.environ.get("PYTHONPATH", "")]))
     tuned = tuning(os.environ, for_long=True)
