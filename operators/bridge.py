@@ -34,6 +34,9 @@ ACCEPTED: Final = Types.ROW_NAMED(["lines", "progress", "times", "partials"], [B
 #: Flink's key groups of delivery: the most subtasks that it can have, ever.
 LANE_GROUPS: Final = 128
 LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
+#: What the gate holds back at most of what is ahead of the watermark: of ten million events whose
+#: partitions are far apart (bench/) that is most of it, and as much as the windows would hold.
+AHEAD_BYTES: Final = 32 << 20
 
 
 def packed_type(folders: tuple[str, ...]) -> RowTypeInfo:
@@ -99,7 +102,13 @@ def books(counts: DataStream, *, uid: str) -> DataStream:
 
 
 def gate(
-    stream: DataStream, partial: RowType, *, uid: str, window_ms: int, parallelism: int
+    stream: DataStream,
+    partial: RowType,
+    *,
+    uid: str,
+    window_ms: int,
+    parallelism: int,
+    ahead_bytes: int = AHEAD_BYTES,
 ) -> tuple[DataStream, DataStream, DataStream]:
     """Accepted events to what the windows add up, those whose window has closed apart (Gate.java).
 
@@ -110,12 +119,14 @@ def gate(
         window_ms: length of the tumbling windows.
         parallelism: that of the step that makes the watermarks, so that they share a thread and
             the lines are handed over, not copied.
+        ahead_bytes: partials of windows that begin after the watermark are held back, so many
+            bytes of them; the windows get the rest at once.
 
     Returns:
         Partials for the windows; lines of late events (`LINE`); count lines (bytes) for `books`.
     """
     late, counts = _tag("late", _row_info(LINE)), _tag("counts", BYTES.get_java_type_info())
-    refs = [_logical(partial), window_ms, late, counts]
+    refs = [_logical(partial), window_ms, late, counts, ahead_bytes]
     rows = _add(stream, "Gate", uid, refs, _row_info(partial), parallelism)
     return rows, _side(rows, late), _side(rows, counts)
 

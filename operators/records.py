@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -59,12 +60,9 @@ class Records:
     @classmethod
     def of_batch(cls, batch: pa.RecordBatch, *, is_bounded: bool = False) -> Records:
         """Rows of `RECORDS`."""
-        odd: dict[int, Oddity] = {}
-        names = ("payload_bytes", "checksum", "fault")
-        columns = [batch.column(name) for name in names]
-        if any(column.null_count < len(column) for column in columns):
-            rows = zip(*(column.to_pylist() for column in columns), strict=True)
-            odd = {i: Oddity(*row) for i, row in enumerate(rows) if any(v is not None for v in row)}
+        columns = [batch.column(name) for name in Oddity._fields]
+        rows = np.unique(np.concatenate([np.flatnonzero(c.is_valid()) for c in columns]))
+        odd = {row: Oddity(*(c[row].as_py() for c in columns)) for row in rows.tolist()}
         payloads = values_of(batch.column("payload"))
         return cls(Origin.of_batch(batch), payloads, odd, is_bounded=is_bounded, batch=batch)
 
@@ -98,21 +96,30 @@ class Records:
 
     def key(self, row: int) -> bytes | None:
         """The key of a record, if its source has keys."""
-        return None if self.batch is None else self.batch.column("key")[row].as_py()
+        return self._value("key", row)
 
     def headers(self, row: int) -> dict[str, str]:
         """The headers of a record as metadata of its envelope, if its source has them."""
-        if self.batch is None:
-            return {}
-        found = self.batch.column("headers")[row].as_py()
         return {
             f"header.{name}": (value or b"").decode("utf-8", "backslashreplace")
-            for name, value in found or ()
+            for name, value in self._value("headers", row) or ()
         }
 
     def timestamp_ms(self, row: int) -> int | None:
         """The time that the source gave a record, if any."""
-        return None if self.batch is None else self.batch.column("source_timestamp")[row].as_py()
+        return self._value("source_timestamp", row)
+
+    def _value(self, name: str, row: int) -> Any:
+        column = self._extras.get(name)
+        return None if column is None else column[row].as_py()
+
+    @cached_property
+    def _extras(self) -> dict[str, pa.Array]:
+        """The columns beside payload and place, but for those without any value."""
+        if self.batch is None:
+            return {}
+        columns = {name: self.batch.column(name) for name in ("key", "source_timestamp", "headers")}
+        return {name: c for name, c in columns.items() if c.null_count < len(c)}
 
 
 class Reader(Protocol):

@@ -12,7 +12,8 @@
  * have let through what is not late of it, and the first one has the difference to what the windows got,
  * so that the books show it, if ever there is one.
  *
- * Keeps no state: the watermark comes again after a restart (Marks), before any batch does.
+ * State: "ahead", the partials of windows that the watermark has not come to (Ahead), an entry a window.
+ * The watermark comes again after a restart (Marks), before any batch does.
  */
 public class Gate extends AbstractStreamOperator implements OneInputStreamOperator {
   private static final int TIME = 1;
@@ -21,7 +22,10 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
   private final long windowMs;
   private final OutputTag late;
   private final OutputTag counts;
+  private final long aheadBytes;
   private transient long watermark;
+  private transient Ahead ahead;
+  private transient ListState state;
 
   public Gate(Object[] refs, StreamTask task, StreamConfig config, Output output,
       ProcessingTimeService times) {
@@ -29,17 +33,31 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     this.windowMs = ((Number) refs[1]).longValue();
     this.late = (OutputTag) refs[2];
     this.counts = (OutputTag) refs[3];
+    this.aheadBytes = ((Number) refs[4]).longValue();
     this.processingTimeService = times;
     setup(task, config, output);
   }
 
-  public void open() throws Exception {
-    super.open();
+  public void initializeState(StateInitializationContext context) throws Exception {
+    super.initializeState(context);
     watermark = Long.MIN_VALUE;
+    ahead = new Ahead(type, windowMs, aheadBytes);
+    state = context.getOperatorStateStore().getListState(
+        new ListStateDescriptor("ahead", PrimitiveArrayTypeInfo.BYTE_PRIMITIVE_ARRAY_TYPE_INFO));
+    Iterator saved = ((Iterable) state.get()).iterator();
+    while (saved.hasNext()) {
+      ahead.restore((byte[]) saved.next());
+    }
+  }
+
+  public void snapshotState(StateSnapshotContext context) throws Exception {
+    super.snapshotState(context);
+    state.update(ahead.saved());
   }
 
   public void processWatermark(Watermark mark) throws Exception {
     watermark = mark.getTimestamp();
+    ahead.release(watermark, output);
     super.processWatermark(mark);
   }
 
@@ -129,6 +147,101 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     }
   }
 
+  /**
+   * Partials of windows that begin after the watermark, held back as bytes until it comes to them.
+   *
+   * A partition that is far ahead of the slowest one opens windows that nothing closes for long. In the
+   * windows' state each of their keys is an entry and a timer, which every checkpoint goes through one by
+   * one; here a checkpoint copies bytes. Beyond maxBytes the windows get their partials at once: they add
+   * them up, so that their state does not grow with the number of batches.
+   */
+  static class Ahead {
+    private final java.util.TreeMap windows = new java.util.TreeMap();
+    private final org.apache.flink.table.runtime.typeutils.RowDataSerializer rows;
+    private final String type;
+    private final long windowMs;
+    private final long maxBytes;
+    private long bytes;
+
+    Ahead(RowType type, long windowMs, long maxBytes) {
+      this.type = type.asSummaryString();
+      this.windowMs = windowMs;
+      this.maxBytes = maxBytes;
+      this.rows = new org.apache.flink.table.runtime.typeutils.RowDataSerializer(type);
+    }
+
+    /** Whether it holds the partial back. */
+    boolean takes(RowData partial, long watermark) throws Exception {
+      if (bytes >= maxBytes || startOf(partial) <= watermark) {
+        return false;
+      }
+      hold(partial);
+      return true;
+    }
+
+    /** Hands on what is held of windows that the watermark has come to. Called before it goes on. */
+    void release(long watermark, Output output) throws Exception {
+      while (!windows.isEmpty() && ((Long) windows.firstKey()).longValue() <= watermark) {
+        org.apache.flink.core.memory.DataOutputSerializer held =
+            (org.apache.flink.core.memory.DataOutputSerializer) windows.pollFirstEntry().getValue();
+        bytes -= held.length();
+        org.apache.flink.core.memory.DataInputDeserializer in =
+            new org.apache.flink.core.memory.DataInputDeserializer(held.getSharedBuffer(), 0, held.length());
+        while (in.available() > 0) {
+          output.collect(new StreamRecord(rows.deserialize(in)));
+        }
+      }
+    }
+
+    /** An entry for each window, behind the type of its rows. */
+    java.util.List saved() throws Exception {
+      java.util.List entries = new java.util.ArrayList();
+      Iterator all = windows.values().iterator();
+      while (all.hasNext()) {
+        org.apache.flink.core.memory.DataOutputSerializer held =
+            (org.apache.flink.core.memory.DataOutputSerializer) all.next();
+        org.apache.flink.core.memory.DataOutputSerializer entry =
+            new org.apache.flink.core.memory.DataOutputSerializer(held.length() + 256);
+        entry.writeUTF(type);
+        entry.write(held.getSharedBuffer(), 0, held.length());
+        entries.add(entry.getCopyOfBuffer());
+      }
+      return entries;
+    }
+
+    /* One by one, as the windows may have another length now. */
+    void restore(byte[] entry) throws Exception {
+      org.apache.flink.core.memory.DataInputDeserializer in =
+          new org.apache.flink.core.memory.DataInputDeserializer(entry);
+      String saved = in.readUTF();
+      if (!saved.equals(type)) {
+        throw new IllegalStateException("Gate: the state holds sums of type " + saved + ", and those of this "
+            + "contract are " + type + ": start without this state, or with the contract's value as it was");
+      }
+      while (in.available() > 0) {
+        hold(rows.deserialize(in));
+      }
+    }
+
+    private void hold(RowData partial) throws Exception {
+      Long start = Long.valueOf(startOf(partial));
+      org.apache.flink.core.memory.DataOutputSerializer held =
+          (org.apache.flink.core.memory.DataOutputSerializer) windows.get(start);
+      if (held == null) {
+        held = new org.apache.flink.core.memory.DataOutputSerializer(1024);
+        windows.put(start, held);
+      }
+      int before = held.length();
+      rows.serialize(partial, held);
+      bytes += held.length() - before;
+    }
+
+    private long startOf(RowData partial) {
+      long time = partial.getTimestamp(TIME, 3).getMillisecond();
+      return time - Math.floorMod(time, windowMs);
+    }
+  }
+
   private long letThrough(byte[] partials) throws Exception {
     ArrowSerializer arrow = new ArrowSerializer(type, type);
     arrow.open(new java.io.ByteArrayInputStream(partials), new java.io.ByteArrayOutputStream(0));
@@ -138,7 +251,9 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
       RowData partial = arrow.read(i);
       if (isOpen(partial.getTimestamp(TIME, 3).getMillisecond())) {
         windowed += partial.getLong(COUNT);
-        output.collect(new StreamRecord(partial));
+        if (!ahead.takes(partial, watermark)) {
+          output.collect(new StreamRecord(partial));
+        }
       }
     }
     arrow.close();

@@ -251,6 +251,8 @@ def _now_text(now_ms: int) -> str:
     return iso_utc_ms(now_ms)
 
 
+# A source gives many records that lie behind each other the same time.
+@functools.lru_cache(maxsize=1024)
 def _iso_or_none(timestamp_ms: int | None) -> str | None:
     """A source's time; a producer may have written any 64 bits, which is then no time."""
     if timestamp_ms is None or not MIN_EPOCH_MS <= timestamp_ms <= MAX_EPOCH_MS:

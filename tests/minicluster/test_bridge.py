@@ -294,6 +294,43 @@ def test_splits_read_out_of_order_count_only_as_an_unbroken_run(
     assert on_time == [9_950, 19_910, 19_950, 20_000, 29_950, 30_000]
 
 
+def order_of_partials(env: Any, folder: Path, ahead_bytes: int) -> list[int]:
+    """Numbers of events, as the windows get them: a slow partition's, and those of a fast one."""
+    env.set_parallelism(1)
+    script = [
+        (topic("fast", 10_000), [10_000] * 4, 0),
+        (topic("slow", 1005), [1005] * 3, 0),
+        # The watermark is 905 by now, in the window of 907, and before that of 2000.
+        (topic("slow", 1005), [2000, 2000, 907], 0),
+    ]
+    steps = numbers(env, len(script)).process(Script(script), bridge.ACCEPTED)
+    plan = [open_partition("slow", 0), open_partition("fast", 0)]
+    marked = bridge.marks(steps, plan, uid="marks", delay_ms=DELAY_MS, idle_ms=0, parallelism=1)
+    partials, _, _ = bridge.gate(
+        marked, PARTIAL_ROW, uid="gate", window_ms=WINDOW_MS, parallelism=1, ahead_bytes=ahead_bytes
+    )
+    tables = StreamTableEnvironment.create(env)
+    tables.create_temporary_view("on_time", tables.from_data_stream(partials))
+    sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
+    sinks.add("on_time", bridge.rows_of(tables, tables.sql_query(ON_TIME_LINE)), bridge.LINE)
+    env.execute("gate")
+    found: list[Any] = rows(folder / "on_time")
+    return found
+
+
+def test_what_is_ahead_of_the_watermark_is_held_back_until_it_comes_to_it(
+    committing: Any, tmp_path: Path
+) -> None:
+    assert order_of_partials(committing, tmp_path, bridge.AHEAD_BYTES) == [1, 3, 2, 4]
+
+
+def test_what_finds_no_room_among_what_is_held_back_goes_on_at_once(
+    committing: Any, tmp_path: Path
+) -> None:
+    """The first is held, and fills it."""
+    assert order_of_partials(committing, tmp_path, 1) == [3, 2, 1, 4]
+
+
 # --- the rest ------------------------------------------------------------------------------------
 
 
