@@ -252,10 +252,16 @@ def define_workflow(
         envelopes = union(side_output(step, tag) for step in turned_away)
         error_sinks.add(name, envelopes, row_type(*folders), folders)
 
-    # An event whose window has closed is late, and in no window.
+    # An event whose window has closed is late, and in no window. One that is further ahead of the
+    # watermark than disorder explains, as in a backlog, waits here and not in a window's state.
     partial_row = partial_row_type(rules.contract)
     events, late, counted = gate(
-        accepted, partial_row, uid="gate", window_ms=windows.size_ms, parallelism=at_gate
+        accepted,
+        partial_row,
+        uid="gate",
+        window_ms=windows.size_ms,
+        slack_ms=windows.watermark_delay_ms,
+        parallelism=at_gate,
     )
     sinks.add("late_events", late, LINE)
 

@@ -34,8 +34,8 @@ ACCEPTED: Final = Types.ROW_NAMED(["lines", "progress", "times", "partials"], [B
 #: Flink's key groups of delivery: the most subtasks that it can have, ever.
 LANE_GROUPS: Final = 128
 LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.BYTES())])
-#: What the gate holds back at most of what is ahead of the watermark: of ten million events whose
-#: partitions are far apart (bench/) that is most of it, and as much as the windows would hold.
+#: What a subtask of the gate holds back at most of what is far ahead of the watermark. Of ten
+#: million events of 1000 keys whose partitions are far apart (bench/) it is all.
 AHEAD_BYTES: Final = 32 << 20
 
 
@@ -48,6 +48,7 @@ _INTERNALS: Final = (
     "org.apache.flink.table.runtime.generated.GeneratedOperator",
     "org.apache.flink.table.runtime.operators.CodeGenOperatorFactory",
     "org.apache.flink.table.runtime.arrow.serializers.ArrowSerializer",
+    "org.apache.flink.table.runtime.typeutils.RowDataSerializer",
     "org.apache.flink.connector.file.table.FileSystemTableSink$TableBucketAssigner",
     "org.apache.flink.connector.file.table.SerializationSchemaAdapter",
     "org.apache.flink.formats.raw.RawFormatSerializationSchema",
@@ -107,26 +108,30 @@ def gate(
     *,
     uid: str,
     window_ms: int,
+    slack_ms: int,
     parallelism: int,
     ahead_bytes: int = AHEAD_BYTES,
 ) -> tuple[DataStream, DataStream, DataStream]:
     """Accepted events to what the windows add up, those whose window has closed apart (Gate.java).
+
+    What is far ahead of the watermark waits here: windows that stay open for long cost more.
 
     Args:
         stream: rows of `ACCEPTED`, with watermarks.
         partial: the type of the partials: key, time, total, count.
         uid: uid and name of the step.
         window_ms: length of the tumbling windows.
+        slack_ms: partials of windows that begin more than this after the watermark are held back
+            until it comes nearer: a backlog's, whose partitions are far apart.
         parallelism: that of the step that makes the watermarks, so that they share a thread and
             the lines are handed over, not copied.
-        ahead_bytes: partials of windows that begin after the watermark are held back, so many
-            bytes of them; the windows get the rest at once.
+        ahead_bytes: so many bytes of them; the windows get the rest at once.
 
     Returns:
         Partials for the windows; lines of late events (`LINE`); count lines (bytes) for `books`.
     """
     late, counts = _tag("late", _row_info(LINE)), _tag("counts", BYTES.get_java_type_info())
-    refs = [_logical(partial), window_ms, late, counts, ahead_bytes]
+    refs = [_logical(partial), window_ms, late, counts, slack_ms, ahead_bytes]
     rows = _add(stream, "Gate", uid, refs, _row_info(partial), parallelism)
     return rows, _side(rows, late), _side(rows, counts)
 

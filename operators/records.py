@@ -115,7 +115,7 @@ class Records:
 
     @cached_property
     def _extras(self) -> dict[str, pa.Array]:
-        """The columns beside payload and place, but for those without any value."""
+        """Those of key, time and headers that have a value in any row."""
         if self.batch is None:
             return {}
         columns = {name: self.batch.column(name) for name in ("key", "source_timestamp", "headers")}

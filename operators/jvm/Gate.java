@@ -12,8 +12,8 @@
  * have let through what is not late of it, and the first one has the difference to what the windows got,
  * so that the books show it, if ever there is one.
  *
- * State: "ahead", the partials of windows that the watermark has not come to (Ahead), an entry a window.
- * The watermark comes again after a restart (Marks), before any batch does.
+ * State: "ahead", partials that are far ahead of the watermark (Ahead), an entry a window. The watermark
+ * comes again after a restart (Marks, Lanes), before any batch does.
  */
 public class Gate extends AbstractStreamOperator implements OneInputStreamOperator {
   private static final int TIME = 1;
@@ -22,6 +22,7 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
   private final long windowMs;
   private final OutputTag late;
   private final OutputTag counts;
+  private final long slackMs;
   private final long aheadBytes;
   private transient long watermark;
   private transient Ahead ahead;
@@ -33,7 +34,8 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     this.windowMs = ((Number) refs[1]).longValue();
     this.late = (OutputTag) refs[2];
     this.counts = (OutputTag) refs[3];
-    this.aheadBytes = ((Number) refs[4]).longValue();
+    this.slackMs = ((Number) refs[4]).longValue();
+    this.aheadBytes = ((Number) refs[5]).longValue();
     this.processingTimeService = times;
     setup(task, config, output);
   }
@@ -41,18 +43,19 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
   public void initializeState(StateInitializationContext context) throws Exception {
     super.initializeState(context);
     watermark = Long.MIN_VALUE;
-    ahead = new Ahead(type, windowMs, aheadBytes);
+    ahead = new Ahead(type, windowMs, slackMs, aheadBytes);
     state = context.getOperatorStateStore().getListState(
         new ListStateDescriptor("ahead", PrimitiveArrayTypeInfo.BYTE_PRIMITIVE_ARRAY_TYPE_INFO));
     Iterator saved = ((Iterable) state.get()).iterator();
     while (saved.hasNext()) {
       ahead.restore((byte[]) saved.next());
     }
+    state.clear();
   }
 
   public void snapshotState(StateSnapshotContext context) throws Exception {
     super.snapshotState(context);
-    state.update(ahead.saved());
+    state.update(ahead.entries());
   }
 
   public void processWatermark(Watermark mark) throws Exception {
@@ -147,101 +150,6 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     }
   }
 
-  /**
-   * Partials of windows that begin after the watermark, held back as bytes until it comes to them.
-   *
-   * A partition that is far ahead of the slowest one opens windows that nothing closes for long. In the
-   * windows' state each of their keys is an entry and a timer, which every checkpoint goes through one by
-   * one; here a checkpoint copies bytes. Beyond maxBytes the windows get their partials at once: they add
-   * them up, so that their state does not grow with the number of batches.
-   */
-  static class Ahead {
-    private final java.util.TreeMap windows = new java.util.TreeMap();
-    private final org.apache.flink.table.runtime.typeutils.RowDataSerializer rows;
-    private final String type;
-    private final long windowMs;
-    private final long maxBytes;
-    private long bytes;
-
-    Ahead(RowType type, long windowMs, long maxBytes) {
-      this.type = type.asSummaryString();
-      this.windowMs = windowMs;
-      this.maxBytes = maxBytes;
-      this.rows = new org.apache.flink.table.runtime.typeutils.RowDataSerializer(type);
-    }
-
-    /** Whether it holds the partial back. */
-    boolean takes(RowData partial, long watermark) throws Exception {
-      if (bytes >= maxBytes || startOf(partial) <= watermark) {
-        return false;
-      }
-      hold(partial);
-      return true;
-    }
-
-    /** Hands on what is held of windows that the watermark has come to. Called before it goes on. */
-    void release(long watermark, Output output) throws Exception {
-      while (!windows.isEmpty() && ((Long) windows.firstKey()).longValue() <= watermark) {
-        org.apache.flink.core.memory.DataOutputSerializer held =
-            (org.apache.flink.core.memory.DataOutputSerializer) windows.pollFirstEntry().getValue();
-        bytes -= held.length();
-        org.apache.flink.core.memory.DataInputDeserializer in =
-            new org.apache.flink.core.memory.DataInputDeserializer(held.getSharedBuffer(), 0, held.length());
-        while (in.available() > 0) {
-          output.collect(new StreamRecord(rows.deserialize(in)));
-        }
-      }
-    }
-
-    /** An entry for each window, behind the type of its rows. */
-    java.util.List saved() throws Exception {
-      java.util.List entries = new java.util.ArrayList();
-      Iterator all = windows.values().iterator();
-      while (all.hasNext()) {
-        org.apache.flink.core.memory.DataOutputSerializer held =
-            (org.apache.flink.core.memory.DataOutputSerializer) all.next();
-        org.apache.flink.core.memory.DataOutputSerializer entry =
-            new org.apache.flink.core.memory.DataOutputSerializer(held.length() + 256);
-        entry.writeUTF(type);
-        entry.write(held.getSharedBuffer(), 0, held.length());
-        entries.add(entry.getCopyOfBuffer());
-      }
-      return entries;
-    }
-
-    /* One by one, as the windows may have another length now. */
-    void restore(byte[] entry) throws Exception {
-      org.apache.flink.core.memory.DataInputDeserializer in =
-          new org.apache.flink.core.memory.DataInputDeserializer(entry);
-      String saved = in.readUTF();
-      if (!saved.equals(type)) {
-        throw new IllegalStateException("Gate: the state holds sums of type " + saved + ", and those of this "
-            + "contract are " + type + ": start without this state, or with the contract's value as it was");
-      }
-      while (in.available() > 0) {
-        hold(rows.deserialize(in));
-      }
-    }
-
-    private void hold(RowData partial) throws Exception {
-      Long start = Long.valueOf(startOf(partial));
-      org.apache.flink.core.memory.DataOutputSerializer held =
-          (org.apache.flink.core.memory.DataOutputSerializer) windows.get(start);
-      if (held == null) {
-        held = new org.apache.flink.core.memory.DataOutputSerializer(1024);
-        windows.put(start, held);
-      }
-      int before = held.length();
-      rows.serialize(partial, held);
-      bytes += held.length() - before;
-    }
-
-    private long startOf(RowData partial) {
-      long time = partial.getTimestamp(TIME, 3).getMillisecond();
-      return time - Math.floorMod(time, windowMs);
-    }
-  }
-
   private long letThrough(byte[] partials) throws Exception {
     ArrowSerializer arrow = new ArrowSerializer(type, type);
     arrow.open(new java.io.ByteArrayInputStream(partials), new java.io.ByteArrayOutputStream(0));
@@ -249,9 +157,10 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     long windowed = 0;
     for (int i = 0; i < rows; i++) {
       RowData partial = arrow.read(i);
-      if (isOpen(partial.getTimestamp(TIME, 3).getMillisecond())) {
+      long start = startOf(partial.getTimestamp(TIME, 3).getMillisecond());
+      if (isOpen(start)) {
         windowed += partial.getLong(COUNT);
-        if (!ahead.takes(partial, watermark)) {
+        if (!ahead.hold(partial, start, watermark)) {
           output.collect(new StreamRecord(partial));
         }
       }
@@ -267,7 +176,7 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
       while (end < lines.length && lines[end] != '\n') {
         end++;
       }
-      if (!isOpen(times.getLong())) {
+      if (!isOpen(startOf(times.getLong()))) {
         byte[] line = java.util.Arrays.copyOfRange(lines, begin, end + 1);
         line[end - begin] = '\n';
         output.collect(late, new StreamRecord(row(line)));
@@ -277,11 +186,108 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
     }
   }
 
-  private boolean isOpen(long time) {
-    return time - Math.floorMod(time, windowMs) + windowMs - 1 > watermark;
+  private long startOf(long time) {
+    return time - Math.floorMod(time, windowMs);
+  }
+
+  private boolean isOpen(long start) {
+    return start + windowMs - 1 > watermark;
   }
 
   private static GenericRowData row(byte[] line) {
     return GenericRowData.of(new Object[] {line});
+  }
+
+  /**
+   * Partials of windows far ahead of the watermark, held back as bytes until it comes near.
+   *
+   * In a backlog a partition that is ahead of the slowest one opens windows that nothing closes for long.
+   * In the windows' state each key of each is an entry and a timer, which every checkpoint goes through one
+   * by one; here a checkpoint copies bytes. Nothing is held in ordinary operation, where events are within
+   * slackMs of the watermark. Beyond maxBytes the windows get what comes at once: they add it up, so that
+   * their state does not grow with the number of batches.
+   */
+  static class Ahead {
+    private final TreeMap windows = new TreeMap();
+    private final RowDataSerializer rows;
+    private final String kind;
+    private final long slackMs;
+    private final long maxBytes;
+    private long bytes;
+
+    Ahead(RowType type, long windowMs, long slackMs, long maxBytes) {
+      this.rows = new RowDataSerializer(type);
+      this.kind = "version 1, windows of " + windowMs + " ms, " + type.asSerializableString();
+      this.slackMs = slackMs;
+      this.maxBytes = maxBytes;
+    }
+
+    /** Holds the partial of a window back; false if it is to go on at once. */
+    boolean hold(RowData partial, long start, long watermark) throws Exception {
+      if (bytes >= maxBytes || isNear(start, watermark)) {
+        return false;
+      }
+      DataOutputSerializer held = (DataOutputSerializer) windows.get(Long.valueOf(start));
+      if (held == null) {
+        held = new DataOutputSerializer(256);
+        held.writeUTF(kind);
+        held.writeLong(start);
+        windows.put(Long.valueOf(start), held);
+        bytes += held.length();
+      }
+      int before = held.length();
+      rows.serialize(partial, held);
+      bytes += held.length() - before;
+      return true;
+    }
+
+    /** Hands on what is held of windows that the watermark has come near to. Called before it goes on. */
+    void release(long watermark, Output output) throws Exception {
+      while (!windows.isEmpty() && isNear(((Long) windows.firstKey()).longValue(), watermark)) {
+        DataOutputSerializer held = (DataOutputSerializer) windows.pollFirstEntry().getValue();
+        bytes -= held.length();
+        DataInputDeserializer in = new DataInputDeserializer(held.getSharedBuffer(), 0, held.length());
+        in.readUTF();
+        in.readLong();
+        while (in.available() > 0) {
+          output.collect(new StreamRecord(rows.deserialize(in)));
+        }
+      }
+    }
+
+    java.util.List entries() throws Exception {
+      java.util.List entries = new java.util.ArrayList();
+      Iterator all = windows.values().iterator();
+      while (all.hasNext()) {
+        entries.add(((DataOutputSerializer) all.next()).getCopyOfBuffer());
+      }
+      return entries;
+    }
+
+    /* Another subtask may have had a part of the same window. */
+    void restore(byte[] entry) throws Exception {
+      DataInputDeserializer in = new DataInputDeserializer(entry);
+      String before = in.readUTF();
+      if (!before.equals(kind)) {
+        throw new IllegalStateException("Gate: the state holds sums of another kind (" + before + ") than this"
+            + " job's (" + kind + "): start as a new job, or with windows.size_ms and the type of the"
+            + " contract's value as they were");
+      }
+      Long start = Long.valueOf(in.readLong());
+      DataOutputSerializer held = (DataOutputSerializer) windows.get(start);
+      if (held == null) {
+        held = new DataOutputSerializer(entry.length);
+        held.write(entry);
+        windows.put(start, held);
+      } else {
+        held.write(entry, entry.length - in.available(), in.available());
+      }
+      bytes += entry.length;
+    }
+
+    /* Without an overflow at either end: before the first watermark there is none near, after the last all. */
+    private boolean isNear(long start, long watermark) {
+      return start - slackMs <= watermark;
+    }
   }
 }

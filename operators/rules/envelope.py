@@ -251,7 +251,7 @@ def _now_text(now_ms: int) -> str:
     return iso_utc_ms(now_ms)
 
 
-# A source gives many records that lie behind each other the same time.
+# In a backlog, records that were written together often have the same time.
 @functools.lru_cache(maxsize=1024)
 def _iso_or_none(timestamp_ms: int | None) -> str | None:
     """A source's time; a producer may have written any 64 bits, which is then no time."""
