@@ -96,7 +96,8 @@ class Records:
 
     def key(self, row: int) -> bytes | None:
         """The key of a record, if its source has keys."""
-        return self._value("key", row)
+        key: bytes | None = self._value("key", row)
+        return key
 
     def headers(self, row: int) -> dict[str, str]:
         """The headers of a record as metadata of its envelope, if its source has them."""
@@ -107,7 +108,8 @@ class Records:
 
     def timestamp_ms(self, row: int) -> int | None:
         """The time that the source gave a record, if any."""
-        return self._value("source_timestamp", row)
+        timestamp_ms: int | None = self._value("source_timestamp", row)
+        return timestamp_ms
 
     def _value(self, name: str, row: int) -> Any:
         column = self._extras.get(name)
