@@ -135,20 +135,29 @@ def test_a_batch_is_flushed_before_a_watermark(flink: Flink) -> None:
 # --- Marks and Gate ------------------------------------------------------------------------------
 
 
-def gate(
+def run_gate(
     env: Any,
     folder: Path,
     script: list[tuple[list[Progress], list[int], int]],
     plan: list[FileProgress],
-    idle_ms: int = 0,
-) -> tuple[list[int], list[int]]:
-    """Run a script of batches through the watermark and the gate: on time, late."""
+    *,
+    idle_ms: int,
+    slack_ms: int,
+    ahead_bytes: int = bridge.AHEAD_BYTES,
+) -> None:
+    """Write what a script of batches comes to: processed, late, counts, and sizes of partials."""
     steps = numbers(env, len(script)).process(Script(script), bridge.ACCEPTED)
     marked = bridge.marks(
         steps, plan, uid="marks", delay_ms=DELAY_MS, idle_ms=idle_ms, parallelism=1
     )
     partials, late, counts = bridge.gate(
-        marked, PARTIAL_ROW, uid="gate", window_ms=WINDOW_MS, slack_ms=DELAY_MS, parallelism=1
+        marked,
+        PARTIAL_ROW,
+        uid="gate",
+        window_ms=WINDOW_MS,
+        slack_ms=slack_ms,
+        parallelism=1,
+        ahead_bytes=ahead_bytes,
     )
     sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
     sinks.add("processed", steps, bridge.LINE)
@@ -158,6 +167,17 @@ def gate(
     tables.create_temporary_view("on_time", tables.from_data_stream(partials))
     sinks.add("on_time", bridge.rows_of(tables, tables.sql_query(ON_TIME_LINE)), bridge.LINE)
     env.execute("gate")
+
+
+def gate(
+    env: Any,
+    folder: Path,
+    script: list[tuple[list[Progress], list[int], int]],
+    plan: list[FileProgress],
+    idle_ms: int = 0,
+) -> tuple[list[int], list[int]]:
+    """Run a script of batches through the watermark and the gate: on time, late."""
+    run_gate(env, folder, script, plan, idle_ms=idle_ms, slack_ms=DELAY_MS)
     # A line of the script is an event's time, and of the partials a number of events: both JSON.
     processed: list[Any] = rows(folder / "processed")
     too_late: list[Any] = rows(folder / "late")
@@ -307,23 +327,8 @@ def order_of_partials(env: Any, folder: Path, ahead_bytes: int) -> list[int]:
         (topic("slow", 3900), [2005] * 4, 0),
         (topic("slow", 3901), [4001] * 6, 0),
     ]
-    steps = numbers(env, len(script)).process(Script(script), bridge.ACCEPTED)
     plan = [open_partition("slow", 0), open_partition("fast", 0)]
-    marked = bridge.marks(steps, plan, uid="marks", delay_ms=DELAY_MS, idle_ms=0, parallelism=1)
-    partials, _, _ = bridge.gate(
-        marked,
-        PARTIAL_ROW,
-        uid="gate",
-        window_ms=WINDOW_MS,
-        slack_ms=200,
-        parallelism=1,
-        ahead_bytes=ahead_bytes,
-    )
-    tables = StreamTableEnvironment.create(env)
-    tables.create_temporary_view("on_time", tables.from_data_stream(partials))
-    sinks = FileSinks(folder, 10**9, 10**6, 1000, 10**6, 100)
-    sinks.add("on_time", bridge.rows_of(tables, tables.sql_query(ON_TIME_LINE)), bridge.LINE)
-    env.execute("gate")
+    run_gate(env, folder, script, plan, idle_ms=0, slack_ms=200, ahead_bytes=ahead_bytes)
     found: list[Any] = rows(folder / "on_time")
     return found
 
