@@ -299,6 +299,9 @@ def flink_options(settings: Settings) -> dict[str, str]:
         # is finished before each checkpoint and is held in memory (packed) until then.
         "python.fn-execution.bundle.size": "8",
         "python.fn-execution.bundle.time": "100",
+        # Nothing is gained by waiting for more: an element between the steps is a whole batch, and
+        # an event passes two or three of these waits (Flink's default is 100 ms each).
+        "execution.buffer-timeout.interval": "10 ms",
         # What delivery writes to its state stays there, and not in the worker's memory.
         "python.map-state.read-cache-size": "1",
         # Our Python steps have no metrics of their own, and Flink asks for them after each bundle.
