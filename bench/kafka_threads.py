@@ -23,6 +23,7 @@ KINDS = {
     "kafka-producer-": "Kafka's producers",
     "grpc-default-wo": "gRPC",
     "marks -> gate -": "marks and gate",
+    "processed_event": "events to records of Kafka",
 }
 
 

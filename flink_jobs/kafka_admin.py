@@ -22,6 +22,8 @@ from flink_jobs.output import wait_a_moment
 #: All questions together must have their answer, or their fault, within 30 s.
 ANSWERS_WITHIN_S: Final = 12
 SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
+#: Kafka's own default of `max.message.bytes`.
+DEFAULT_MAX_MESSAGE_BYTES: Final = 1_048_588
 _LIMITS: Final = {"request.timeout.ms": "5000", "default.api.timeout.ms": "10000"}
 
 
@@ -151,11 +153,13 @@ class KafkaAdmin:
             if entry.getValue() is not None
         }
 
-    def max_message_bytes(self, topics: Iterable[str]) -> int | None:
-        """The least `max.message.bytes` of some topics; None where it may not be asked."""
+    def max_message_bytes(self, topics: Iterable[str]) -> int:
+        """The least `max.message.bytes` of some topics; Kafka's default where it may not be asked.
+
+        To ask is a right of its own (DescribeConfigs) that one who writes need not have.
+        """
         values = [self._config("TOPIC", topic, "max.message.bytes") for topic in topics]
-        known = [value for value in values if value is not None]
-        return min(known) if known else None
+        return min(DEFAULT_MAX_MESSAGE_BYTES if value is None else value for value in values)
 
     def max_transaction_timeout_ms(self) -> int | None:
         """The brokers' `transaction.max.timeout.ms`; None where it may not be asked."""

@@ -14,7 +14,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,9 +28,10 @@ from flink_jobs.here import run_here
 from flink_jobs.jars import KAFKA, Jar, find_jar
 from flink_jobs.kafka_admin import SHADED, KafkaAdmin, KafkaError
 from flink_jobs.main import define_workflow, flink_options, intake_rules
+from flink_jobs.reserved import refuse_promised
 from flink_jobs.settings import Settings, load_settings
 from operators.intake import UNREADABLE, IntakeRules
-from operators.kafka_sinks import MAX_REQUEST_BYTES, KafkaSinks
+from operators.kafka_sinks import KafkaSinks
 from operators.kafka_source import KafkaBatches, KafkaSource, empty_partition, open_partition
 from operators.rules.failure import CATEGORIES, queue_of
 from operators.rules.splits import FileProgress
@@ -45,6 +46,18 @@ _LEAST_MESSAGE_BYTES: Final = 262_144
 #: In one partition the rows of a checkpoint appear at once, and are deleted from the oldest on. And
 #: there the events of a key stay behind each other: they have no key in the store's topic.
 _PARTITIONS: Final = {"ledger": 1, "fallback": 1}
+#: Client properties that the promises stand on, and the setting to use instead; "" for none.
+_OWN_PROPERTIES: Final = {
+    "acks": "",
+    "auto.offset.reset": "kafka.start",
+    "bootstrap.servers": "kafka.bootstrap_servers",
+    "enable.auto.commit": "",
+    "enable.idempotence": "",
+    "group.id": "kafka.group",
+    "isolation.level": "",
+    "transaction.timeout.ms": "sink.transaction_timeout_ms",
+    "transactional.id": "sink.transactional_id_prefix",
+}
 _RECOVERY: Final = "execution.state-recovery.path"
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -103,9 +116,10 @@ def run(
     rules = intake_rules(settings)
     with KafkaAdmin(client_properties(settings)) as admin:
         planned = plan_partitions(admin, settings)
-        rules = check_outputs(admin, settings, rules)
+        refuse_own_output(settings, planned)
+        sinks = kafka_sinks(settings)
+        rules = check_outputs(admin, settings, rules, sinks.max_request_bytes())
     source = kafka_source(settings, planned, rules)
-    sinks = kafka_sinks(settings)
     delivery = delivery_rules(settings, rules.max_envelope_bytes)
     define_workflow(
         env, source, sinks, sinks, rules=rules, windows=settings.windows, delivery=delivery
@@ -138,6 +152,50 @@ def check_settings(settings: Settings) -> None:
         )
     if wrong:
         raise UserError(wrong, WRONG_CALL)
+    refuse_promised(settings)
+    refuse_own_properties(settings)
+
+
+def refuse_own_properties(settings: Settings) -> None:
+    """Refuse client properties that are the job's own, and sizes that are no numbers.
+
+    Raises:
+        UserError: names the property, and what to set instead.
+    """
+    given = {"kafka": settings.kafka.properties, "sink": settings.sink.properties}
+    for table, properties in given.items():
+        for name in sorted(_OWN_PROPERTIES.keys() & properties.keys()):
+            instead = _OWN_PROPERTIES[name]
+            raise UserError(
+                f"{table}.properties: {name} is set by the job itself; "
+                + (f"set {instead} instead" if instead else "remove it"),
+                WRONG_CALL,
+            )
+    try:
+        kafka_sinks(settings).max_request_bytes()
+    except ValueError as error:
+        raise UserError(
+            f"sink.properties: max.request.size and buffer.memory are whole numbers ({error}); "
+            "correct them",
+            WRONG_CALL,
+        ) from error
+
+
+def refuse_own_output(settings: Settings, planned: Iterable[FileProgress]) -> None:
+    """Refuse to read what the job writes: it would go round for ever.
+
+    Raises:
+        KafkaError: names the topic and its settings.
+    """
+    read = {progress.partition.rpartition("/")[0] for progress in planned}
+    source = "kafka.topics" if settings.kafka.topics else "kafka.topic_pattern"
+    for output, names in output_topics(settings).items():
+        for name in sorted(read.intersection(names)):
+            raise KafkaError(
+                f"{source} and sink.{output}_topic: {name} would be read and written; "
+                "change one of them",
+                WRONG_CALL,
+            )
 
 
 def client_properties(settings: Settings) -> dict[str, str]:
@@ -218,7 +276,9 @@ def _filled(template: str, **values: str) -> str:
     return template
 
 
-def check_outputs(admin: KafkaAdmin, settings: Settings, rules: IntakeRules) -> IntakeRules:
+def check_outputs(
+    admin: KafkaAdmin, settings: Settings, rules: IntakeRules, max_request_bytes: int
+) -> IntakeRules:
     """See that what the job will write can be written.
 
     Returns:
@@ -247,19 +307,22 @@ def check_outputs(admin: KafkaAdmin, settings: Settings, rules: IntakeRules) -> 
             f"allows at most {most}; lower it, or raise the broker's transaction.max.timeout.ms",
             WRONG_CALL,
         )
-    return _bounded(rules, admin.max_message_bytes(n for names in topics.values() for n in names))
+    topics_take = admin.max_message_bytes(name for names in topics.values() for name in names)
+    return _bounded(rules, topics_take, max_request_bytes)
 
 
-def _bounded(rules: IntakeRules, max_message_bytes: int | None) -> IntakeRules:
-    """Records and envelopes bounded to what the topics take: a longer one would stop the job."""
-    if max_message_bytes is None:
-        return rules
-    if max_message_bytes < _LEAST_MESSAGE_BYTES:
-        raise KafkaError(
-            f"an output topic has max.message.bytes = {max_message_bytes}: dead letters with all "
-            f"their reasons may not fit; raise it to at least {_LEAST_MESSAGE_BYTES}"
-        )
-    most = min(max_message_bytes, MAX_REQUEST_BYTES) - _LINE_EXTRA_BYTES
+def _bounded(rules: IntakeRules, topics_take: int, producers_take: int) -> IntakeRules:
+    """Records and envelopes bounded to what can be written: a longer one would stop the job."""
+    for what, taken in (
+        ("an output topic has max.message.bytes", topics_take),
+        ("sink.properties: the lesser of max.request.size and buffer.memory", producers_take),
+    ):
+        if taken < _LEAST_MESSAGE_BYTES:
+            raise KafkaError(
+                f"{what} = {taken}: dead letters with all their reasons may not fit; "
+                f"raise it to at least {_LEAST_MESSAGE_BYTES}"
+            )
+    most = min(topics_take, producers_take) - _LINE_EXTRA_BYTES
     return replace(
         rules,
         max_record_bytes=min(rules.max_record_bytes, most),

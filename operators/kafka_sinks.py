@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pyflink.datastream.connectors import Sink
 from pyflink.datastream.data_stream import DataStream
@@ -14,16 +14,17 @@ from operators.bridge import kafka_lines, kafka_records, kafka_values
 from operators.sinks import Output, Sinks
 
 ENVELOPES: Final = ("dead_letters", "quarantine")
-#: The topic's own limit counts, up to this: the start looks at both, and envelopes are cut to fit.
-#: It is all the memory that a producer has (`buffer.memory`): it refuses what is longer.
-MAX_REQUEST_BYTES: Final = 33_554_432
+#: All the memory that a producer has, by Kafka's default: it refuses what is longer.
+BUFFER_MEMORY_BYTES: Final = 33_554_432
 #: Producers that write many small records want larger batches than Kafka's defaults; what waits is
 #: sent with the checkpoint in any case.
 _TUNING: Final = {
     "linger.ms": "20",
     "batch.size": "262144",
     "compression.type": "lz4",
-    "max.request.size": str(MAX_REQUEST_BYTES),
+    # A topic's own limit counts, up to these: the start looks at all, and envelopes are cut to it.
+    "max.request.size": str(BUFFER_MEMORY_BYTES),
+    "buffer.memory": str(BUFFER_MEMORY_BYTES),
     # A task that fails while the broker is away waits so long for each of its sinks, one after the
     # other; Flink ends the TaskManager when that takes three minutes (task.cancellation.timeout).
     "max.block.ms": "30000",
@@ -52,6 +53,15 @@ class KafkaSinks(Sinks):
     topics: Mapping[str, str]
     transactional_id_prefix: str
     transaction_timeout_ms: int
+
+    def max_request_bytes(self) -> int:
+        """The longest record that the producers send.
+
+        Raises:
+            ValueError: a property is no number.
+        """
+        properties = self._producer_properties()
+        return min(int(properties[name]) for name in ("max.request.size", "buffer.memory"))
 
     def _prepared(self, output: Output) -> DataStream:
         """One record a line."""
@@ -87,7 +97,7 @@ class KafkaSinks(Sinks):
             builder.setProperty(key, value)
         return Sink(builder.build())
 
-    def _producer_properties(self) -> dict[str, Any]:
+    def _producer_properties(self) -> dict[str, str]:
         return {
             **_TUNING,
             **self.properties,

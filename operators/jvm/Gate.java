@@ -12,8 +12,9 @@
  * have let through what is not late of it, and the first one has the difference to what the windows got,
  * so that the books show it, if ever there is one.
  *
- * State: "ahead", partials that are far ahead of the watermark (Ahead), an entry a window. The watermark
- * comes again after a restart (Marks, Lanes), before any batch does.
+ * State: "ahead", partials that are far ahead of the watermark (Ahead), an entry a window, and one that
+ * names the job's windows and sums, also when nothing is held. The watermark comes again after a restart
+ * (Marks, Lanes), before any batch does.
  */
 public class Gate extends AbstractStreamOperator implements OneInputStreamOperator {
   private static final int TIME = 1;
@@ -255,8 +256,12 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
       }
     }
 
+    /* The first one has no window: the windows' own state would take other sizes without a word. */
     java.util.List entries() throws Exception {
       java.util.List entries = new java.util.ArrayList();
+      DataOutputSerializer header = new DataOutputSerializer(128);
+      header.writeUTF(kind);
+      entries.add(header.getCopyOfBuffer());
       Iterator all = windows.values().iterator();
       while (all.hasNext()) {
         entries.add(((DataOutputSerializer) all.next()).getCopyOfBuffer());
@@ -273,16 +278,20 @@ public class Gate extends AbstractStreamOperator implements OneInputStreamOperat
             + " job's (" + kind + "): start as a new job, or with windows.size_ms and the type of the"
             + " contract's value as they were");
       }
+      if (in.available() == 0) {
+        return;
+      }
       Long start = Long.valueOf(in.readLong());
       DataOutputSerializer held = (DataOutputSerializer) windows.get(start);
       if (held == null) {
         held = new DataOutputSerializer(entry.length);
         held.write(entry);
         windows.put(start, held);
+        bytes += entry.length;
       } else {
         held.write(entry, entry.length - in.available(), in.available());
+        bytes += in.available();
       }
-      bytes += entry.length;
     }
 
     /* Without an overflow at either end: before the first watermark there is none near, after the last all. */

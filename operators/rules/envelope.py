@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
@@ -28,6 +29,8 @@ MAX_KEY_CHARS = 1000
 MAX_TOPIC_CHARS = 4096
 MAX_METADATA_ENTRIES = 50
 MAX_METADATA_CHARS = 1000
+MAX_METADATA_BYTES = 65_536
+"""Of all names and values as they are in JSON, where one character may take six bytes."""
 
 Encoding = Literal["utf-8", "base64"]
 Disposition = Literal[
@@ -269,8 +272,12 @@ def _key_text(key: bytes | None) -> str | None:
 def _bounded_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     if not metadata:
         return {}
-    entries = list(metadata.items())[:MAX_METADATA_ENTRIES]
-    return {
-        bounded_text(name, MAX_METADATA_CHARS): bounded_text(text, MAX_METADATA_CHARS)
-        for name, text in entries
-    }
+    kept: dict[str, str] = {}
+    size = 0
+    for name, text in islice(metadata.items(), MAX_METADATA_ENTRIES):
+        entry = bounded_text(name, MAX_METADATA_CHARS), bounded_text(text, MAX_METADATA_CHARS)
+        size += len(msgspec.json.encode(entry))
+        if size > MAX_METADATA_BYTES:
+            break
+        kept[entry[0]] = entry[1]
+    return kept

@@ -273,7 +273,7 @@ def test_a_breaker_that_is_open_is_still_open_after_a_kill(
     assert not more, "one record is the probe"
 
 
-def test_another_number_of_lanes_is_refused_by_the_state_itself(
+def test_other_lanes_and_other_windows_are_refused_by_the_state_itself(
     tmp_path: Path, long_source: Path, server: ServerProcess
 ) -> None:
     """As on a cluster, where nobody compares the settings with those of the savepoint."""
@@ -283,19 +283,25 @@ def test_another_number_of_lanes_is_refused_by_the_state_itself(
         wait_until("a checkpoint", lambda: checkpoints(output.root))
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=60)
-    kept = json.loads(output.settings.read_text())
-    kept["delivery"]["lanes"] = 2 * LANES
-    output.settings.write_text(json.dumps(kept))
-    more = call(
-        tmp_path,
-        long_source,
-        server,
-        source={"split_bytes": 5_000},
-        delivery={"lanes": 2 * LANES},
-    )
-    refused = run(*more, "--resume")
-    assert refused.returncode != 0
-    assert f"delivery.lanes = {2 * LANES}, and it was {LANES} in the savepoint" in refused.stderr
+    kept = output.settings.read_text()
+    for table, name, value, said in (
+        ("delivery", "lanes", 2 * LANES, f"delivery.lanes = {2 * LANES}, and it was {LANES} in"),
+        ("windows", "size_ms", 77_000, "with windows.size_ms and the type of the contract's value"),
+    ):
+        changed = json.loads(kept)
+        changed[table][name] = value
+        output.settings.write_text(json.dumps(changed))
+        other = call(
+            tmp_path,
+            long_source,
+            server,
+            source={"split_bytes": 5_000},
+            flink={"restart-strategy.type": "none"},
+            **{table: {name: value}},
+        )
+        refused = run(*other, "--resume")
+        assert refused.returncode != 0
+        assert said in refused.stderr
 
 
 def test_what_is_delivered_after_its_window_has_closed_is_late_and_counted(

@@ -240,9 +240,19 @@ def test_texts_are_bounded() -> None:
     assert len(letter["violations"]) == envelope.MAX_VIOLATIONS
     assert len(letter["source_topic"]) == envelope.MAX_TOPIC_CHARS
     assert len(letter["key"]) == envelope.MAX_KEY_CHARS
-    assert len(letter["metadata"]) == envelope.MAX_METADATA_ENTRIES
+    assert letter["metadata"]
     for name, text in letter["metadata"].items():
         assert len(name) == len(text) == envelope.MAX_METADATA_CHARS
+
+
+def test_metadata_are_bounded_by_what_they_are_in_json() -> None:
+    """The bug it catches: headers of control characters alone do not fit the smallest topic."""
+    metadata = {f"h{i}": "\x01" * envelope.MAX_METADATA_CHARS for i in range(50)}
+    kept = letter_of(metadata=metadata)["metadata"]
+    assert list(kept.items()) == list(metadata.items())[: len(kept)]
+    assert 0 < len(json.dumps(kept)) <= envelope.MAX_METADATA_BYTES
+    short = {f"h{i}": "v" for i in range(80)}
+    assert len(letter_of(metadata=short)["metadata"]) == envelope.MAX_METADATA_ENTRIES
 
 
 def test_a_key_that_is_not_utf8_is_escaped() -> None:
