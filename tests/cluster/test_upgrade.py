@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.cluster, pytest.mark.timeout(900)]
 SHOP = {"contract": {"type": "shop:Event"}}
 #: A savepoint finds state by uid and name: a change there is a decision, seen in a diff.
 GOLDEN = Path(__file__).with_name("states.txt")
+#: What status tells of each step.
+SHARES = ("busy", "backpressured")
 
 
 def packaged(
@@ -45,6 +48,19 @@ def states_in(savepoint: str) -> list[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [re.sub(r"\[\d+\]|\$\d+", "", line) for line in done.stdout.splitlines()]
+
+
+def measured(deployment: Deployment, job: str) -> dict[str, Any]:
+    """A job's status once Flink has fetched its metrics: on a busy machine the first has gaps."""
+    found: dict[str, Any] = {}
+
+    def complete() -> bool:
+        found.update(deployment.status(job))
+        shares = [step[name] for step in found["steps"] for name in SHARES]
+        return bool(found["partitions"]) and None not in [found["restarts"], *shares]
+
+    deployment.wait(f"the metrics of {job}", complete)
+    return found
 
 
 def test_upgrade_and_rescaling_lose_and_double_nothing(
@@ -83,7 +99,14 @@ def test_upgrade_and_rescaling_lose_and_double_nothing(
         job = job_in(ended.stdout)
         (savepoint,) = re.findall(r"^savepoint (.*)$", ended.stderr, re.MULTILINE)
         assert states_in(savepoint) == GOLDEN.read_text().splitlines()
-        status = deployment.status(job)
+        status = measured(deployment, job)
+        last = status["last_checkpoint"]
+        assert last["number"] > 0
+        assert last["path"].endswith(f"/{job}/chk-{last['number']}")
+        assert status["restarts"] == 0
+        shares = [step[name] for step in status["steps"] for name in SHARES]
+        # Flink adds up two kinds of backpressure that it measures a moment apart.
+        assert all(0 <= share < 1.1 for share in shares), shares
         assert {s["parallelism"] for s in status["steps"] if "intake" in s["name"]} == {4}
         assert [p["partition"] for p in status["partitions"]] == [0, 1, 2, 3]
         deployment.wait_for_checkpoints(job)
