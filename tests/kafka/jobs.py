@@ -66,11 +66,12 @@ class Sent:
 
 @dataclass
 class Kafka:
-    """A broker, and one test's names on it."""
+    """A broker, one test's names on it, and the login of the test's clients where it wants one."""
 
     broker: Broker
     name: str
     folder: Path
+    login: dict[str, str] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
 
     @property
@@ -79,7 +80,7 @@ class Kafka:
 
     def client(self, **more: Any) -> dict[str, Any]:
         # The log level spares the tests' output the broker's comings and goings.
-        return {"bootstrap.servers": self.servers, "log_level": 0, **more}
+        return {"bootstrap.servers": self.servers, "log_level": 0, **self.login, **more}
 
     def topic(self, name: str) -> str:
         return f"{self.name}-{name}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from flink_jobs.setting_tables import BatchSettings
 from tests.kafka.jobs import Kafka
@@ -114,6 +115,37 @@ def test_topics_by_pattern_from_a_timestamp_on(kafka: Kafka) -> None:
     ended = kafka.run(config)
     assert ended.returncode == 0, ended.stderr
     assert_topics_are_right(kafka, expect(kafka.sent))
+
+
+def commit(kafka: Kafka, topic: str, offsets: dict[int, int]) -> None:
+    """As a job of the same group has left them behind."""
+    consumer = Consumer(kafka.client(**{"group.id": kafka.name}))
+    places = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
+    done = consumer.commit(offsets=places, asynchronous=False)
+    consumer.close()
+    assert [place.error for place in done] == [None] * len(places)
+
+
+@pytest.mark.parametrize(
+    ("start", "begins"), [("committed", (123, 500, 0, 499)), ("latest", (500, 500, 500, 500))]
+)
+def test_a_run_begins_where_its_settings_say(
+    kafka: Kafka, start: str, begins: tuple[int, ...]
+) -> None:
+    """A wrong name of one of these starts is no fault anywhere: records are missing, or twice.
+
+    The group has committed in the midst of a partition, at the end of one, before the last record
+    of one, and nothing of partition 2, which is read from its oldest record on.
+    """
+    topic = kafka.create("in")
+    values = lines(kafka.folder, 2_000, WITHIN_THE_DELAY_S, bad_rate=0.1)
+    kafka.send(topic, [(i % 4, value or None) for i, value in enumerate(values)])
+    commit(kafka, topic, {0: 123, 1: 500, 3: 499})
+    ended = kafka.run(kafka.settings(kafka={"start": start}))
+    assert ended.returncode == 0, ended.stderr
+    kafka.sent = [record for record in kafka.sent if record.offset >= begins[record.partition]]
+    assert len(kafka.sent) == 4 * 500 - sum(begins)
+    assert assert_topics_are_right(kafka, expect(kafka.sent)) == 0
 
 
 def test_a_dead_letter_always_fits_its_topic(kafka: Kafka) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from flink_jobs.broker import HOST, Broker, _free_ports
 from tests.kafka.jobs import Kafka
+from tests.kafka.recount import assert_topics_are_right, expect
+from tests.kafka.test_kafka_job import WITHIN_THE_DELAY_S, lines, skewed
 
 pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(600)]
 
@@ -118,6 +122,8 @@ def test_settings_that_do_not_fit_together(
 
 SASL = {
     "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:SASL_PLAINTEXT",
+    # With it the broker's own login: it writes the ends of transactions as a client of itself.
+    "inter.broker.listener.name": "PLAINTEXT",
     "sasl.enabled.mechanisms": "PLAIN",
     "sasl.mechanism.inter.broker.protocol": "PLAIN",
     "listener.name.plaintext.plain.sasl.jaas.config": (
@@ -137,14 +143,54 @@ def login(password: str) -> dict[str, object]:
     }
 
 
-def test_a_refused_login(jars: None, tmp_path: Path) -> None:
-    with Broker(tmp_path / "broker", SASL) as broker:
-        kafka = Kafka(broker, "t", tmp_path)
-        config = kafka.settings(kafka={"properties": login("wrong")})
-        line = refused(kafka, config)
-        assert "refused the login" in line
-        assert "kafka.properties" in line
-        assert "wrong" not in line.replace("wrong jar", ""), "a password is shown"
-        # The control: with the right password the topic is what is missing.
-        config = kafka.settings(kafka={"properties": login("right")})
-        assert "there is no topic t-in" in refused(kafka, config)
+@pytest.fixture(scope="module")
+def guarded(jars: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A broker that wants a login, and the tests' own clients have the right one."""
+    folder = tmp_path_factory.mktemp("guarded")
+    right = {
+        "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN",
+        "sasl.username": "job", "sasl.password": "right",
+    }  # fmt: skip
+    with Broker(folder / "broker", SASL) as broker:
+        yield Kafka(broker, "t", folder, right)
+
+
+def test_a_refused_login(guarded: Kafka) -> None:
+    line = refused(guarded, guarded.settings(kafka={"properties": login("wrong")}))
+    assert "refused the login" in line
+    assert "kafka.properties" in line
+    assert "wrong" not in line.replace("wrong jar", ""), "a password is shown"
+
+
+GZIP = 1
+
+
+def codecs(data: Path, topic: str) -> set[int]:
+    """How the batches of a topic's records are compressed, as the broker has them on its disk."""
+    found = set()
+    for log in data.glob(f"{topic}-[0-9]*/*.log"):
+        left = log.read_bytes()
+        while left:
+            # Base offset, length of what follows it, leader epoch, magic, checksum, attributes.
+            _, length, _, _, _, attributes = struct.unpack_from(">qiibIh", left)
+            if not attributes & 32:  # the end of a transaction, which the broker writes
+                found.add(attributes & 7)
+            left = left[12 + length :]
+    return found
+
+
+def test_with_the_right_login_the_data_flow_and_the_sinks_have_properties_of_their_own(
+    guarded: Kafka,
+) -> None:
+    """The control of the refused login. That it starts is not enough: what asks before the start,
+    the source and the sinks are clients of their own, and each has to get the properties.
+    """
+    guarded.send(guarded.create("in"), skewed(lines(guarded.folder, 400, WITHIN_THE_DELAY_S)))
+    config = guarded.settings(
+        kafka={"properties": login("right")}, sink={"properties": {"compression.type": "gzip"}}
+    )
+    ended = guarded.run(config)
+    assert ended.returncode == 0, ended.stderr
+    assert assert_topics_are_right(guarded, expect(guarded.sent)) == 0
+    data = guarded.folder / "broker" / "data"
+    assert codecs(data, guarded.topic("processed-events")) == {GZIP}
