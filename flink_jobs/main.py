@@ -96,7 +96,7 @@ class Source(Protocol):
         """Turns its elements into records, in the worker."""
 
     def partitions(self) -> list[FileProgress]:
-        """The partitions that are known to end (files); none for topics."""
+        """The partitions that are known at the start; none where nothing is."""
 
 
 def main(arguments: list[str] | None = None) -> None:

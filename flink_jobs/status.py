@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flink_jobs.output import wait_a_moment
@@ -211,19 +212,19 @@ def print_jobs(rest: Rest, console: Console) -> None:
     """All jobs of a cluster, a line each."""
     table = Table("job", "name", "state", "since")
     for job in rest.jobs():
-        table.add_row(job["jid"], job["name"], job["state"], _iso(job["start-time"]))
+        table.add_row(job["jid"], escape(job["name"]), job["state"], _iso(job["start-time"]))
     console.print(table)
 
 
 def print_status(status: Status, console: Console) -> None:
     """One job, as tables that a person reads."""
     table = Table("job", status.job_id)
-    table.add_row("name", status.name)
+    table.add_row("name", escape(status.name))
     table.add_row("state", f"{status.state} since {status.since}")
     table.add_row("restarts", _number(status.restarts))
     table.add_row("last checkpoint", _checkpoint_line(status))
     if status.last_failure:
-        table.add_row("last failure", status.last_failure)
+        table.add_row("last failure", escape(status.last_failure))
     console.print(table)
     if status.last_checkpoint is not None:
         # Beside the table: wrapped, a path cannot be copied.
@@ -268,7 +269,7 @@ def _step_table(steps: list[Step]) -> Table:
     for step in steps:
         name = step.name if len(step.name) <= _NAME_CHARS else f"{step.name[:_NAME_CHARS]}..."
         shares = (_share(step.busy), _share(step.backpressured))
-        table.add_row(name, step.state, str(step.parallelism), *shares)
+        table.add_row(escape(name), step.state, str(step.parallelism), *shares)
     return table
 
 
