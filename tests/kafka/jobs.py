@@ -119,7 +119,9 @@ class Kafka:
             for topic, number in self.places()
             if topic in wanted
         ]
-        consumer = Consumer(self.client(**READ_COMMITTED, **{"enable.partition.eof": True}))
+        # Where nothing more comes, the broker would wait for half a second before it says so.
+        to_the_end = {"enable.partition.eof": True, "fetch.wait.max.ms": 10}
+        consumer = Consumer(self.client(**READ_COMMITTED, **to_the_end))
         consumer.assign(places)
         found, ended = [], set()
         try:
