@@ -37,6 +37,7 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
     make_target = target_factory(settings)
     target = make_target()
     own = not isinstance(target, FunctionTarget)
+    max_record_bytes = settings.source.max_record_bytes
     return DeliveryRules(
         target=make_target,
         lanes=delivery.lanes,
@@ -49,7 +50,8 @@ def delivery_rules(settings: Settings, max_envelope_bytes: int = 0) -> DeliveryR
         slow_input_ms=delivery.slow_input_ms,
         drain_timeout_ms=delivery.drain_timeout_ms,
         window_ms=settings.windows.size_ms,
-        max_record_bytes=settings.source.max_record_bytes,
+        # With a target's answer an event is longer than its record, and goes to the same places.
+        max_record_bytes=min(max_record_bytes, max_envelope_bytes or max_record_bytes),
         code_version=version("breakwater"),
         max_envelope_bytes=max_envelope_bytes,
         duplicates_ttl_ms=deduplicate.ttl_ms if deduplicate.enabled else 0,

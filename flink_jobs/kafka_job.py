@@ -46,18 +46,6 @@ _LEAST_MESSAGE_BYTES: Final = 262_144
 #: In one partition the rows of a checkpoint appear at once, and are deleted from the oldest on. And
 #: there the events of a key stay behind each other: they have no key in the store's topic.
 _PARTITIONS: Final = {"ledger": 1, "fallback": 1}
-#: Client properties that the promises stand on, and the setting to use instead; "" for none.
-_OWN_PROPERTIES: Final = {
-    "acks": "",
-    "auto.offset.reset": "kafka.start",
-    "bootstrap.servers": "kafka.bootstrap_servers",
-    "enable.auto.commit": "",
-    "enable.idempotence": "",
-    "group.id": "kafka.group",
-    "isolation.level": "",
-    "transaction.timeout.ms": "sink.transaction_timeout_ms",
-    "transactional.id": "sink.transactional_id_prefix",
-}
 _RECOVERY: Final = "execution.state-recovery.path"
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -153,24 +141,6 @@ def check_settings(settings: Settings) -> None:
     if wrong:
         raise UserError(wrong, WRONG_CALL)
     refuse_promised(settings)
-    refuse_own_properties(settings)
-
-
-def refuse_own_properties(settings: Settings) -> None:
-    """Refuse client properties that are the job's own, and sizes that are no numbers.
-
-    Raises:
-        UserError: names the property, and what to set instead.
-    """
-    given = {"kafka": settings.kafka.properties, "sink": settings.sink.properties}
-    for table, properties in given.items():
-        for name in sorted(_OWN_PROPERTIES.keys() & properties.keys()):
-            instead = _OWN_PROPERTIES[name]
-            raise UserError(
-                f"{table}.properties: {name} is set by the job itself; "
-                + (f"set {instead} instead" if instead else "remove it"),
-                WRONG_CALL,
-            )
     try:
         kafka_sinks(settings).max_request_bytes()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The Flink options that a job chooses itself, because its promises stand on them."""
+"""What a job sets itself of Flink and of Kafka's clients: its promises stand on it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ _EVERYWHERE: Final = {
     "pipeline.auto-generate-uids": "",
     "python.execution-mode": "",
     "table.local-time-zone": "",
+}
+#: Client properties that the promises stand on, and the setting to use instead; "" for none.
+_OWN_PROPERTIES: Final = {
+    "acks": "",
+    "auto.offset.reset": "kafka.start",
+    "bootstrap.servers": "kafka.bootstrap_servers",
+    "enable.auto.commit": "",
+    "enable.idempotence": "",
+    "group.id": "kafka.group",
+    "isolation.level": "",
+    "transaction.timeout.ms": "sink.transaction_timeout_ms",
+    "transactional.id": "sink.transactional_id_prefix",
 }
 #: On this machine.
 _HERE: Final = (
@@ -59,16 +71,16 @@ def refuse_own_options(settings: Settings) -> None:
 
 
 def refuse_promised(settings: Settings) -> None:
-    """Refuse a `[flink]` table with an option that the job's promises stand on wherever it runs.
+    """Refuse options and client properties that the job's promises stand on wherever it runs.
 
     Raises:
-        UserError: names it, and the setting to use instead.
+        UserError: names the first, and the setting to use instead.
     """
-    for name in settings.flink:
-        if name in _EVERYWHERE:
-            instead = _EVERYWHERE[name]
-            raise UserError(
-                f"[flink] {name}: is set by the job itself; "
-                + (f"set {instead} instead" if instead else "remove it"),
-                WRONG_CALL,
-            )
+    for table, given, own in (
+        ("[flink]", settings.flink, _EVERYWHERE),
+        ("kafka.properties:", settings.kafka.properties, _OWN_PROPERTIES),
+        ("sink.properties:", settings.sink.properties, _OWN_PROPERTIES),
+    ):
+        for name in sorted(own.keys() & given.keys()):
+            what_to_do = f"set {own[name]} instead" if own[name] else "remove it"
+            raise UserError(f"{table} {name}: is set by the job itself; {what_to_do}", WRONG_CALL)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from flink_jobs.deliveries import delivery_rules
 from flink_jobs.errors import UserError
 from flink_jobs.kafka_admin import DEFAULT_MAX_MESSAGE_BYTES, KafkaAdmin, KafkaError
 from flink_jobs.kafka_job import (
@@ -64,6 +65,16 @@ def test_the_fallback_store_has_a_topic_where_there_is_one() -> None:
     assert output_topics(stored)["fallback"] == ["later"]
 
 
+def test_an_event_with_its_targets_answer_is_no_longer_than_a_topic_takes() -> None:
+    """The bug it catches: a producer refuses for ever what an answer has made too long."""
+    rules = delivery_rules(on_kafka(delivery__target="builtins:print"), 500_000)
+    assert rules is not None
+    assert rules.max_record_bytes == 500_000
+    on_files = delivery_rules(load_settings(None, {"delivery.target": "builtins:print"}, {}))
+    assert on_files is not None
+    assert on_files.max_record_bytes == Settings().source.max_record_bytes
+
+
 def test_a_topic_that_may_not_be_asked_is_taken_to_have_kafkas_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,9 +89,9 @@ def test_a_topic_that_may_not_be_asked_is_taken_to_have_kafkas_default(
 @pytest.mark.parametrize(
     ("table", "properties", "said"),
     [
-        ("kafka", {"group.id": "g"}, "kafka.properties: group.id .* set kafka.group instead"),
-        ("kafka", {"isolation.level": "read_uncommitted"}, "isolation.level .*; remove it"),
-        ("sink", {"acks": "1"}, "sink.properties: acks is set by the job itself; remove it"),
+        ("kafka", {"group.id": "g"}, "kafka.properties: group.id: .* set kafka.group instead"),
+        ("kafka", {"isolation.level": "read_uncommitted"}, "isolation.level: .*; remove it"),
+        ("sink", {"acks": "1"}, "sink.properties: acks: is set by the job itself; remove it"),
         ("sink", {"transaction.timeout.ms": "1"}, "set sink.transaction_timeout_ms instead"),
         ("sink", {"max.request.size": "1 MB"}, "sink.properties: max.request.size .* correct them"),
     ],
