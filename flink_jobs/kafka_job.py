@@ -104,7 +104,6 @@ def run(
     rules = intake_rules(settings)
     with KafkaAdmin(client_properties(settings)) as admin:
         planned = plan_partitions(admin, settings)
-        refuse_own_output(settings, planned)
         sinks = kafka_sinks(settings)
         rules = check_outputs(admin, settings, rules, sinks.max_request_bytes())
     source = kafka_source(settings, planned, rules)
@@ -151,16 +150,15 @@ def check_settings(settings: Settings) -> None:
         ) from error
 
 
-def refuse_own_output(settings: Settings, planned: Iterable[FileProgress]) -> None:
+def refuse_own_output(settings: Settings, topics: Iterable[str]) -> None:
     """Refuse to read what the job writes: it would go round for ever.
 
     Raises:
         KafkaError: names the topic and its settings.
     """
-    read = {progress.partition.rpartition("/")[0] for progress in planned}
     source = "kafka.topics" if settings.kafka.topics else "kafka.topic_pattern"
     for output, names in output_topics(settings).items():
-        for name in sorted(read.intersection(names)):
+        for name in sorted({*topics} & {*names}):
             raise KafkaError(
                 f"{source} and sink.{output}_topic: {name} would be read and written; "
                 "change one of them",
@@ -183,7 +181,7 @@ def plan_partitions(admin: KafkaAdmin, settings: Settings) -> tuple[FileProgress
     """Every partition that will be read, and whether it has something to read first.
 
     Raises:
-        KafkaError: a topic is missing, or the pattern matches none.
+        KafkaError: a topic is missing, or the pattern matches none, or the job writes to one.
     """
     topics: list[str] = list(settings.kafka.topics)
     if settings.kafka.topic_pattern:
@@ -194,6 +192,7 @@ def plan_partitions(admin: KafkaAdmin, settings: Settings) -> tuple[FileProgress
                 f"{settings.kafka.bootstrap_servers}; create one, or correct the pattern"
             )
     admin.require(topics, "kafka.topics")
+    refuse_own_output(settings, topics)
     group = admin.group_offsets(settings.kafka.group) if settings.kafka.start == "committed" else {}
     return tuple(
         progress for topic in topics for progress in _plan_topic(admin, settings, topic, group)

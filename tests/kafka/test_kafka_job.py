@@ -34,7 +34,7 @@ def skewed(values: list[bytes]) -> Iterator[tuple[int, bytes | None]]:
 
 
 @pytest.mark.parametrize(
-    ("parallelism", "batch_records"), [(1, BatchSettings().max_records), (4, 300)]
+    ("parallelism", "batch_records"), [(1, BatchSettings().max_records), (2, 300), (4, 300)]
 )
 def test_every_record_is_in_its_one_place_with_all_damage_and_disorder_beyond_the_delay(
     kafka: Kafka, parallelism: int, batch_records: int
