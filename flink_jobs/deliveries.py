@@ -18,7 +18,7 @@ from udfs.function_target import FunctionTarget, load_function
 from udfs.http_target import HttpSettings, HttpTarget
 from udfs.no_target import NoTarget
 from udfs.postgres_target import PostgresSettings, PostgresTarget
-from udfs.targets import Target, TargetError
+from udfs.targets import Target, TargetError, variable_shown
 
 _OWN_TIMEOUT_MS: Final = 1_000
 _NO_BOUND: Final = 2**62
@@ -137,8 +137,9 @@ def _http_target(settings: Settings) -> Target:
     headers = dict(http.headers)
     for name, variable in http.secret_headers.items():
         if variable not in os.environ:
+            shown = variable_shown(variable)
             raise TargetError(
-                f"http.secret_headers: the variable {variable} for {name} is not set; set it here "
+                f"http.secret_headers: the variable {shown} for {name} is not set; set it here "
                 "and where the workers run"
             )
         headers[name] = os.environ[variable]

@@ -125,16 +125,18 @@ def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _users_files(settings: Settings) -> Iterator[tuple[str, Path]]:
-    """The contract's module, and what it imports from beside it.
+    """The modules of the contract and of a target function, and what they import from beside them.
 
     What is installed here (a package of the environment) has to be installed on the cluster too.
     """
-    contract = _place_of(settings.contract.type.partition(":")[0].partition(".")[0])
-    if contract is None:
-        return
+    named = [settings.contract.type]
+    if ":" in settings.delivery.target:
+        named.append(settings.delivery.target)
+    places = [_place_of(path.partition(":")[0].partition(".")[0]) for path in named]
+    folders = {place.parent for place in places if place is not None}
     for name in sorted({name.partition(".")[0] for name in sys.modules}):
         place = _place_of(name)
-        if place is not None and place.parent == contract.parent:
+        if place is not None and place.parent in folders:
             yield from _files_of(place) if place.is_dir() else [(place.name, place)]
 
 

@@ -18,6 +18,20 @@ from flink_jobs.setting_tables import ENV_PREFIX, PoisonPatternSettings, known_f
 #: Only a name to show where no file was given: it is never looked for.
 DEFAULT_FILE = "breakwater.toml"
 _SHOWN_CHARACTERS = 60
+#: No message ever shows a value of these: logins, tokens, addresses with a password in them, and
+#: the names of variables, since people write the secret itself in their place.
+MAY_HOLD_SECRETS = frozenset(
+    {
+        "kafka.bootstrap_servers",
+        "kafka.properties",
+        "sink.properties",
+        "http.url",
+        "http.headers",
+        "http.secret_headers",
+        "postgres.dsn_env",
+        "flink",
+    }
+)
 
 
 class SettingsError(UserError, ValueError):
@@ -96,18 +110,20 @@ def _explain_one(detail: ErrorDetails, layers: tuple[Layer, ...]) -> str:
     layer = _layer_of(setting, layers)
     if ".".join(setting) not in known_fields():
         return (
-            f"{name} = {_shown(detail['input'])}: must be a table; write [{name}] in {layer.file}"
+            # Not its value: what was meant for the table may hold a secret.
+            f"{name}: must be a table; write [{name}] in {layer.file}"
         )
     advice = layer.advice(setting)
     if detail["type"] == "missing":
         return f"{name}: is missing; {advice}"
-    return f"{name} = {_shown(detail['input'])}: {_wrong(detail, path)}; {advice}"
+    shown = _shown(setting, detail["input"])
+    return f"{name}{shown}: {_wrong(detail, path)}; {advice}"
 
 
 def explain_pair(path: tuple[str, str], value: object, why: str, layers: tuple[Layer, ...]) -> str:
     """What is wrong with a setting beside another one."""
     advice = _layer_of(path, layers).advice(path)
-    return f"{'.'.join(path)} = {_shown(value)}: {why}; {advice}"
+    return f"{'.'.join(path)}{_shown(path, value)}: {why}; {advice}"
 
 
 def _own_names(path: tuple[str, ...]) -> list[str]:
@@ -160,9 +176,13 @@ def _nearest(name: str, known: list[str], spell: Callable[[str], str] = str) -> 
     return f"known are {', '.join(map(spell, siblings or tables))}"
 
 
-def _shown(value: object) -> str:
+def _shown(path: tuple[str, ...], value: object) -> str:
+    """The value as part of a message; nothing where it may hold a secret."""
+    if ".".join(path) in MAY_HOLD_SECRETS:
+        return ""
     text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    return f" = {cut}"
 
 
 def where(table: str, layers: tuple[Layer, ...]) -> str:
@@ -180,7 +200,8 @@ def not_json(ours: Mapping[str, str]) -> str:
         text = next((text for key, text in ours.items() if key.upper() == variable), "[]")
         if isinstance(field.default, (tuple, dict)) and not _is_json(text):
             example = '["schema_error"]' if isinstance(field.default, tuple) else '{"a.b": "c"}'
-            return f"{variable} = {_shown(text)}: must be JSON, for instance {example}"
+            shown = _shown(tuple(name.split(".")), text)
+            return f"{variable}{shown}: must be JSON, for instance {example}"
     return f"{', '.join(sorted(ours))}: one of them is not JSON and has to be; change it"
 
 

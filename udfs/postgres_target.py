@@ -29,7 +29,7 @@ from psycopg_pool import AsyncConnectionPool
 from operators.rules.contract import Column, Contract
 from operators.rules.failure import FailureTable
 from operators.rules.times import epoch_ms, iso_utc_ms
-from udfs.targets import Event, NotTried, Outcome, Target, TargetError
+from udfs.targets import Event, NotTried, Outcome, Target, TargetError, variable_shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -424,6 +424,7 @@ def _with_sqlstate(error: psycopg.Error) -> psycopg.Error:
 def _dsn(variable: str) -> str:
     """The connection string. Nothing of it is in an error message: it may hold a password."""
     dsn = os.environ.get(variable, "").strip()
+    variable = variable_shown(variable)
     how = f'set {variable}="postgresql://user:password@host:5432/database" where workers run'
     if not dsn:
         raise TargetError(f"Postgres target: no environment variable {variable}: {how}")

@@ -8,6 +8,7 @@ each event: after a crash, and after a call whose answer did not come in time, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,14 @@ from typing import Any
 #: What became of an event: None, it is delivered; a mapping, it is delivered and the answer adds
 #: these fields to the event; an exception, it is not.
 Outcome = None | Mapping[str, Any] | BaseException
+
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+def variable_shown(name: str) -> str:
+    """A variable's name for a message; people also write the secret itself in its place."""
+    return name if _VARIABLE.fullmatch(name) else "(not shown: it may be the secret itself)"
 
 
 class TargetError(ValueError):

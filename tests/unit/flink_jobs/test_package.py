@@ -101,6 +101,25 @@ def test_a_users_contract_and_what_it_imports_are_in_it(shop: Path, tmp_path: Pa
     assert ended.stdout.splitlines()[-1].startswith("sha256 ")
 
 
+@pytest.mark.parametrize("contract", ["", '[contract]\ntype = "shop_contract:Event"\n'])
+def test_a_target_function_is_in_it_whatever_the_contract(
+    shop: Path, tmp_path: Path, contract: str
+) -> None:
+    """The bug it catches: with the built-in contract the workers cannot load the function."""
+    calls = tmp_path / "elsewhere" / "calls"
+    calls.mkdir(parents=True)
+    (calls / "__init__.py").write_text("")
+    (calls / "send.py").write_text("import calls.words\n\n\ndef notify(event):\n    pass\n")
+    (calls / "words.py").write_text("")
+    config = shop / "delivery.toml"
+    config.write_text(f'{contract}[delivery]\ntarget = "calls.send:notify"\n')
+    ended = package("--config", config, "--out", tmp_path / "app.zip", cwd=calls.parent)
+    assert ended.returncode == 0, ended.stderr
+    names = set(zipfile.ZipFile(tmp_path / "app.zip").namelist())
+    assert {"calls/__init__.py", "calls/send.py", "calls/words.py"} <= names
+    assert ("shop_contract.py" in names) is bool(contract)
+
+
 def test_wrong_settings_are_refused_before_anything_is_written(
     config: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from flink_jobs.deliveries import delivery_rules, to_fallback
 from flink_jobs.output import OUTPUTS
+from flink_jobs.setting_faults import MAY_HOLD_SECRETS
 from flink_jobs.settings import (
     ContractSettings,
     Settings,
@@ -122,8 +123,8 @@ def test_several_wrong_values_are_all_named_in_one_line(config):
         ("parallelism = 'two'", 'parallelism = "two": must be a whole number;'),
         ("[contract]\nkey = 3", "contract.key = 3: must be text in quotes;"),
         ("[source]\nkind = 'redis'", "source.kind = \"redis\": must be 'files' or 'kafka';"),
-        ("windows = 3", "windows = 3: must be a table; write [windows] in "),
-        ("flink = 3", "flink = 3: must be a table;"),
+        ("windows = 3", "windows: must be a table; write [windows] in "),
+        ("flink = 3", "flink: must be a table;"),
         ("[poison]\npatterns = 'a'", 'poison.patterns = "a": must be a list;'),
         ("[poison]\npatterns = [{pattern = 'a'}]", "poison.patterns.0.reason: is missing;"),
     ],
@@ -408,3 +409,59 @@ def test_every_whole_number_is_bounded():
         name for name, default, bounds, _ in settings_table() if default.isdigit() and not bounds
     ]
     assert unbounded == []
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+SECRET = "hunter2-Zx9"  # noqa: S105 - planted, to be looked for in messages
+#: A value that is wrong in its own way for nearly every type; each holds the secret.
+WRONG_VALUES = (
+    f'"{SECRET}"',
+    f'["{SECRET}"]',
+    f'{{a = "{SECRET}", b = ["{SECRET}"]}}',
+    f'{{a = [1, {{b = "{SECRET}"}}]}}',
+    f'"http://user:{SECRET}@host:port/{{x"',
+    f'"postgresql://user:{SECRET}@host/db"',
+)
+TARGETS = (
+    "",
+    '[delivery]\ntarget = "http"\n',
+    '[delivery]\ntarget = "postgres"\n[postgres]\ntable = "t"\n',
+)
+
+
+def told_by(config: Path, toml: str, environ: dict[str, str]) -> str:
+    """What is said of the settings; nothing when they are right."""
+    config.write_text(toml)
+    try:
+        load_settings(config, {}, environ)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", sorted(MAY_HOLD_SECRETS))
+def test_no_message_shows_a_value_that_may_be_a_secret(config, name):
+    """The bug it catches: a broken BREAKWATER_KAFKA__PROPERTIES prints its password."""
+    table, _, last = name.rpartition(".")
+    variable = f"BREAKWATER_{name.upper().replace('.', '__')}"
+    told = []
+    for value in WRONG_VALUES:
+        for target in TARGETS:
+            header = f"[{table}]\n" if table and f"[{table}]" not in target else ""
+            toml = f"{target}{header}{last} = {value}\n" if table else f"{last} = {value}\n{target}"
+            told.append(told_by(config, toml, {}))
+            for text in (value, value[1:], f'{{"a": "{SECRET}"', f'{{"a": "{SECRET}"}}'):
+                told.append(told_by(config, target, {variable: text}))
+        told.append(told_by(config, f"{(table or name)} = {value}\n", {}))
+    assert not [message for message in told if SECRET in message]
+    assert len([message for message in told if message]) > len(WRONG_VALUES)
+
+
+def test_the_name_of_a_variable_is_shown_and_a_secret_in_its_place_is_not(config):
+    http = '[delivery]\ntarget = "http"\n[http]\nurl = "http://h/"\n'
+    named = refusal(config, f'{http}secret_headers = {{"X-Key" = "SHOP_KEY"}}')
+    assert "the variable SHOP_KEY for X-Key is not set" in named
+    pasted = refusal(config, f'{http}secret_headers = {{"X-Key" = "{SECRET}"}}')
+    assert SECRET not in pasted
+    assert "for X-Key is not set" in pasted
