@@ -17,7 +17,6 @@ from typing import Any
 #: these fields to the event; an exception, it is not.
 Outcome = None | Mapping[str, Any] | BaseException
 
-
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
