@@ -24,10 +24,10 @@ run: venv  ## generate events with every kind of damage, run the main job on the
 	$(BIN)/breakwater run --input $(DEMO)/events.jsonl --output $(DEMO)/out --overwrite
 
 kafka-demo: venv jars  ## the same from Kafka to Kafka: starts a broker of its own, shows books and output (needs Maven)
-	$(BIN)/python -m flink_jobs.kafka_demo --events $(DEMO_EVENTS)
+	$(BIN)/python -m flink_jobs.demo.kafka_demo --events $(DEMO_EVENTS)
 
 delivery-demo: venv  ## the main job against a service that is not well: shows retries, breakers and the books
-	$(BIN)/python -m flink_jobs.delivery_demo
+	$(BIN)/python -m flink_jobs.demo.delivery_demo
 
 test: venv  ## run the tests; TESTS=tests/unit for the fast ones only
 	$(BIN)/python -m pytest $(TESTS)
@@ -61,7 +61,7 @@ image:  ## the image for clusters; needs Docker (or: make image DOCKER=podman)
 
 image-steps: venv jars  ## what the image's build runs, outside of a container, into build/image
 	@rm -rf build/image && mkdir -p build/image
-	@cp -r $$($(BIN)/python -c 'from flink_jobs.submit import flink_home; print(flink_home())') build/image/flink
+	@cp -r $$($(BIN)/python -c 'from flink_jobs.cluster.submit import flink_home; print(flink_home())') build/image/flink
 	PYTHON=$(BIN)/python docker/install.sh build/image/venv $(JARS) build/image/flink
 
 venv: $(VENV)/.ready  ## create .venv with the exact versions of constraints.txt

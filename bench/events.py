@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from flink_jobs.generate import generate
+from flink_jobs.demo.generate import generate
 from operators.rules.times import epoch_ms
 
 DATA = Path(__file__).resolve().parent / "data"

@@ -22,8 +22,8 @@ from pyflink.table import StreamTableEnvironment
 
 from bench.measure import kafka_arguments
 from bench.plain import environment, named_statements, run_statements
-from flink_jobs.jars import KAFKA, find_jar
-from operators.kafka_source import CONSUMER_TUNING
+from flink_jobs.kafka.jars import KAFKA, find_jar
+from operators.sources.kafka import CONSUMER_TUNING
 
 #: As Breakwater reads.
 SOURCE = ", ".join(

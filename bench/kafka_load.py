@@ -16,8 +16,8 @@ from typing import Any
 from confluent_kafka import KafkaError, Message, Producer
 
 from bench.kafka_setup import Place, environ
-from flink_jobs.kafka_demo import spread as skewed
-from flink_jobs.output import wait_a_moment
+from flink_jobs.demo.kafka_demo import spread as skewed
+from flink_jobs.machine.waiting import wait_a_moment
 from operators.rules.times import iso_utc_ms
 
 STOPS_WITHIN_S = 120
@@ -103,7 +103,7 @@ def started(here: Place, config: Path) -> Iterator[subprocess.Popen[Any]]:
     """Breakwater's job with some settings, until the caller is done."""
     state = state_folder(here)
     shutil.rmtree(state, ignore_errors=True)
-    job = ["-m", "flink_jobs.kafka_job", "--config", str(config), "--local", str(state)]
+    job = ["-m", "flink_jobs.cli", "run", "--config", str(config), "--state", str(state)]
     process = subprocess.Popen([sys.executable, *job], stdout=subprocess.DEVNULL, env=environ())
     try:
         yield process

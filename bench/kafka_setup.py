@@ -16,11 +16,11 @@ from confluent_kafka.admin import AdminClient
 
 from bench.events import events_file, sent_ms
 from bench.measure import Cost, all_processes, cost_of
-from flink_jobs.broker import Broker
-from flink_jobs.jvm import tuning
-from flink_jobs.kafka_demo import spread as skewed
+from flink_jobs.demo.broker import Broker
+from flink_jobs.demo.kafka_demo import spread as skewed
+from flink_jobs.demo.topics import Topics
+from flink_jobs.local.process import tuning
 from flink_jobs.settings import SinkSettings
-from flink_jobs.topics import Topics
 
 HERE = Path(__file__).resolve().parent
 PARTITIONS = 4
@@ -89,7 +89,7 @@ class Place:
             state = self.folder / "state"
             shutil.rmtree(state, ignore_errors=True)
             config = self.settings(prefix, topic, more=OURS[program])
-            job = ["-m", "flink_jobs.kafka_job", "--config", str(config), "--local", str(state)]
+            job = ["-m", "flink_jobs.cli", "run", "--config", str(config), "--state", str(state)]
             return [sys.executable, *job]
         module, *how = OTHERS[program]
         return [
@@ -104,11 +104,10 @@ class Place:
         outputs = "".join(f'{name}_topic = "{prefix}-{of}"\n' for name, of in TOPICS.items())
         file = self.folder / f"{prefix}.toml"
         file.write_text(
-            f"parallelism = {self.parallelism}\n"
-            '[source]\nkind = "kafka"\n'
+            f'connector = "kafka"\nparallelism = {self.parallelism}\n'
             f'[kafka]\nbootstrap_servers = "{self.broker.bootstrap_servers}"\n'
             f'topics = ["{topic}"]\ngroup = "{prefix}"\nend = "{end}"\n'
-            f'[sink]\nkind = "kafka"\ntransactional_id_prefix = "{prefix}"\n{outputs}'
+            f'[sink]\ntransactional_id_prefix = "{prefix}"\n{outputs}'
             f"[checkpoint]\ninterval_ms = {self.checkpoint_interval_ms}\n{more}"
         )
         return file

@@ -46,8 +46,8 @@ from pyflink.datastream.data_stream import DataStream
 from pyflink.table import Schema, StreamTableEnvironment
 
 from operators.rules.contract import Contract, load_contract
+from operators.rules.delivery.failure import category_of, queue_of
 from operators.rules.envelope import Source, envelope_line
-from operators.rules.failure import category_of, queue_of
 from operators.rules.poison import PoisonRules
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, epoch_ms, iso_utc_ms
 from operators.rules.verdict import Judge, Rejection

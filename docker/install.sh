@@ -39,4 +39,4 @@ cp "$jars"/*.jar "$flink_home/lib/"
 # Seen from elsewhere: what is installed must not lean on the sources.
 cd /
 "$venv/bin/breakwater" --version
-"$venv/bin/python" -c 'import flink_jobs.on_cluster, operators.bridge as b; assert b._source("Marks"); from sql import statement'
+"$venv/bin/python" -c 'import flink_jobs.on_cluster, operators.bridge.steps as b; assert b._source("Marks"); from sql import statement'

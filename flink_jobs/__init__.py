@@ -1,1 +1,1 @@
-"""What is submitted, one module a job, and what the command line needs around it."""
+"""What is submitted and what runs it: entries and the workflow at the root, one room a concept."""

@@ -19,18 +19,21 @@ import msgspec
 from py4j.protocol import Py4JJavaError
 from pyflink.datastream import StreamExecutionEnvironment
 
-from flink_jobs.errors import UserError
-from flink_jobs.jars import KAFKA, find_jar
-from flink_jobs.kafka_job import check_settings, run
-from flink_jobs.rest import Rest, reason_of
-from flink_jobs.savepoint import (
+from flink_jobs.cluster.rest import Rest, reason_of
+from flink_jobs.cluster.savepoint import (
     IGNORE,
     SavepointError,
     newest_beside,
     read_savepoint,
     refuse_lost_state,
 )
-from flink_jobs.settings import Settings, load_settings
+from flink_jobs.errors import UserError
+from flink_jobs.job import start
+from flink_jobs.kafka.jars import KAFKA, find_jar
+from flink_jobs.kafka.preflight import check_settings
+from flink_jobs.kafka_job import KafkaJob
+from flink_jobs.settings import Settings
+from flink_jobs.wiring.load import load_job_settings
 
 #: A checkpoint is removed when the next one is complete, perhaps just while it is read.
 _TRIES = 10
@@ -87,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def submit(call: Any) -> tuple[str, str]:
     """Build the job and hand it over; returns its id, or "" and a note when it was only checked."""
-    settings = load_settings(call.config)
+    settings = load_job_settings(call.config)
     check_settings(settings)
     jar = find_jar(KAFKA, settings.jars or call.jars, os.environ)
     options = {"python.executable": call.worker_python}
@@ -104,7 +107,7 @@ def submit(call: Any) -> tuple[str, str]:
             raise _OnlyChecked(note)
 
     try:
-        return str(run(settings, jar, options, before_start).get_job_id()), ""
+        return str(start(KafkaJob(settings, jar), options, before_start).get_job_id()), ""
     except _OnlyChecked as checked:
         return "", str(checked)
 

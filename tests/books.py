@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from flink_jobs.audit import audit_folder
-from flink_jobs.output import OutputFolder
-from flink_jobs.recount import ledger_rows
+from flink_jobs.ledger.audit import audit_folder
+from flink_jobs.ledger.recount import ledger_rows
+from flink_jobs.run_folder.folder import OutputFolder
 from operators.rules.ledger import Counts, read_book
 from tests.oracle import Expected
 

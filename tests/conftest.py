@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.broker import Broker
-from flink_jobs.jars import KAFKA, Jar, JarError, broker_class_path, find_jar
+from flink_jobs.demo.broker import Broker
+from flink_jobs.kafka.jars import KAFKA, Jar, JarError, broker_class_path, find_jar
 
 
 @pytest.hookimpl(wrapper=True)

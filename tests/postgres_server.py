@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 
-from flink_jobs.tied import tied
+from flink_jobs.machine.tied import tied
 
 HOST = "127.0.0.1"
 DATABASE = "postgres"

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import pytest
 
-from flink_jobs.generate import generate
-from flink_jobs.output import OutputFolder
-from flink_jobs.rest import Rest
+from flink_jobs.cluster.rest import Rest
+from flink_jobs.demo.generate import generate
+from flink_jobs.run_folder.folder import OutputFolder
 
 BREAKWATER = Path(sys.executable).with_name("breakwater")
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -35,9 +35,9 @@ def events(
     return path
 
 
-def settings_file(path: Path, **tables: dict[str, object]) -> Path:
+def settings_file(path: Path, *, connector: str = "", **tables: dict[str, object]) -> Path:
     """A TOML file from tables of plain values."""
-    lines = []
+    lines = [f'connector = "{connector}"'] if connector else []
     for table, values in tables.items():
         lines.append(f"[{table}]")
         lines += [f"{key} = {toml(value)}" for key, value in values.items()]
@@ -60,7 +60,7 @@ def command(*arguments: object) -> list[str]:
 
 def changed(change: str, *arguments: object) -> list[str]:
     """The command with a part of it replaced, to see the test of that part fail."""
-    code = f"{change}\nfrom flink_jobs.cli import main\nmain()"
+    code = f"{change}\nfrom flink_jobs.cli.app import main\nmain()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 

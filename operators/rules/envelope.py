@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from operators.rules.contract import FUTURE_TIMESTAMP, Contract
-from operators.rules.failure import FailureCategory, category_of
+from operators.rules.delivery.failure import FailureCategory, category_of
 from operators.rules.fingerprint import fingerprint
 from operators.rules.times import MAX_EPOCH_MS, MIN_EPOCH_MS, iso_utc_ms
 from operators.rules.verdict import Rejection, Violation, bounded_text

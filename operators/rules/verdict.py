@@ -14,7 +14,7 @@ What is checked, in this order; the first that applies decides:
 
 Fields that the contract does not name are checked to be JSON, and otherwise left alone. Of a key
 that comes twice the last value counts, but each value has to be good. Only intake's happy path,
-which takes times as texts first (`operators.events`), sees just the last one of a time.
+which takes times as texts first (`operators.batches.events`), sees just the last one of a time.
 """
 
 from __future__ import annotations

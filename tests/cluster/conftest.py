@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.broker import Broker
-from flink_jobs.cluster import Cluster
+from flink_jobs.cluster.standalone import Cluster
+from flink_jobs.demo.broker import Broker
 from tests.cluster.deploy import Deployment
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from flink_jobs.cluster import Cluster
-from flink_jobs.rest import ENDED, RestError
-from flink_jobs.status import partitions_of
+from flink_jobs.cluster.rest import ENDED, RestError
+from flink_jobs.cluster.standalone import Cluster
+from flink_jobs.cluster.status import partitions_of
 from tests.kafka.jobs import (
     CLIENT_WITHIN_S,
     COMMITTED,

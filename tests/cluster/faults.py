@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from flink_jobs.rest import ENDED
+from flink_jobs.cluster.rest import ENDED
 from tests.cluster.deploy import Deployment
 from tests.kafka.jobs import COMMITTED, WRITTEN
 from tests.runs import is_alive, python_workers, wait_until

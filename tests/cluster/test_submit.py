@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.broker import HOST
+from flink_jobs.demo.broker import HOST
 from tests.cluster.deploy import Deployment
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, lines, skewed

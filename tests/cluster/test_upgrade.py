@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.package import Package
+from flink_jobs.cluster.package import Package
 from tests.cluster import variants
 from tests.cluster.deploy import Deployment, job_in
 from tests.kafka.jobs import ROOT
@@ -43,7 +43,7 @@ def packaged(
 def states_in(savepoint: str) -> list[str]:
     """Uid, name and names of the states of each operator, without the numbers that Flink gives."""
     done = subprocess.run(
-        [sys.executable, "-m", "flink_jobs.savepoint", savepoint],
+        [sys.executable, "-m", "flink_jobs.cluster.savepoint", savepoint],
         capture_output=True, text=True, check=False, timeout=120, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -172,7 +172,7 @@ def test_a_version_that_fails_is_taken_back(
         deployment,
         variants.contract(tmp_path / "b"),
         variants.source(
-            tmp_path / "source-b", "operators/intake.py",
+            tmp_path / "source-b", "operators/intake/intake.py",
             variants.OPEN, variants.OPEN + variants.FAILS,
         ),
         **SHOP, flink=no_restart,
@@ -182,7 +182,10 @@ def test_a_version_that_fails_is_taken_back(
         deployment,
         variants.contract(tmp_path / "c", variants.CONTRACT + variants.ONE_MORE_FIELD),
         variants.source(
-            tmp_path / "source-c", "operators/intake.py", variants.READ, later + variants.READ
+            tmp_path / "source-c",
+            "operators/intake/intake.py",
+            variants.READ,
+            later + variants.READ,
         ),
         **SHOP, flink=no_restart, checkpoint={"interval_ms": 200},
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flink_jobs.package import PACKAGES
+from flink_jobs.cluster.package import PACKAGES
 from tests.kafka.jobs import ROOT
 
 CONTRACT = '''

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.broker import Broker
+from flink_jobs.demo.broker import Broker
 from tests.kafka.jobs import Kafka
 
 

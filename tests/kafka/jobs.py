@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,9 +25,9 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-from flink_jobs.broker import Broker
+from flink_jobs.demo.broker import Broker
 from flink_jobs.settings import SinkSettings
-from tests.runs import ending, python_workers, settings_file, wait_until
+from tests.runs import command, ending, python_workers, settings_file, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_ENDS_WITHIN_S = 240
@@ -208,7 +207,6 @@ class Kafka:
     def settings(self, **tables: dict[str, object]) -> Path:
         """A settings file: this test's topics, and small windows and batches."""
         defaults: dict[str, dict[str, object]] = {
-            "source": {"kind": "kafka"},
             "kafka": {
                 "bootstrap_servers": self.servers,
                 "topics": [self.topic("in")],
@@ -216,7 +214,6 @@ class Kafka:
                 "end": "latest",
             },
             "sink": {
-                "kind": "kafka",
                 "transactional_id_prefix": self.name,
                 **{f"{name}_topic": self.topic(topic) for name, topic in OUTPUTS.items()},
             },
@@ -228,14 +225,11 @@ class Kafka:
             name: {**defaults.get(name, {}), **tables.get(name, {})}
             for name in [*defaults, *(set(tables) - set(defaults))]
         }
-        return settings_file(self.folder / "kafka.toml", **merged)
+        return settings_file(self.folder / "kafka.toml", connector="kafka", **merged)
 
     def command(self, config: Path) -> list[str]:
         state = self.folder / "state"
-        return [
-            sys.executable, "-m", "flink_jobs.kafka_job",
-            "--config", str(config), "--local", str(state),
-        ]  # fmt: skip
+        return command("run", "--config", config, "--state", state)
 
     def run(self, config: Path, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run the job to its end."""

@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.kafka, pytest.mark.minicluster, pytest.mark.timeout(60
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = 3_000
 JOB_FAILS = """
-import flink_jobs.kafka_job
-def run(*_):
+import flink_jobs.job
+def start(*_):
     raise RuntimeError("the job of this test fails")
-flink_jobs.kafka_job.run = run
+flink_jobs.job.start = start
 """
 
 
@@ -33,7 +33,7 @@ def demo(folder: Path, change: str = "") -> Iterator[subprocess.Popen[str]]:
 
     What it has left is killed at the end: whether it left anything is to be asked before.
     """
-    code = f"{change}\nimport sys\nfrom flink_jobs.kafka_demo import main\nsys.exit(main())"
+    code = f"{change}\nimport sys\nfrom flink_jobs.demo.kafka_demo import main\nsys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--events", str(EVENTS)],
         stdout=subprocess.PIPE,
@@ -116,7 +116,7 @@ def test_a_fault_of_the_job_is_one_line_and_ends_all_of_it(jars: None, tmp_path:
 
 def test_a_missing_broker_is_named_before_anything_starts(tmp_path: Path) -> None:
     missing = f"""
-import flink_jobs.kafka_demo as demo, flink_jobs.jars as jars, pathlib
+import flink_jobs.demo.kafka_demo as demo, flink_jobs.kafka.jars as jars, pathlib
 demo.broker_class_path = lambda: jars.broker_class_path(pathlib.Path({str(tmp_path)!r}))
 """
     with demo(tmp_path, missing) as process:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from flink_jobs.setting_tables import BatchSettings
+from flink_jobs.settings.tables import BatchSettings
 from tests.kafka.jobs import Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.runs import events, wait_until

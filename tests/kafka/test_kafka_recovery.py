@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.broker import Broker
+from flink_jobs.demo.broker import Broker
 from tests.kafka.jobs import Kafka
 from tests.kafka.recount import CLOSER, all_windows_are_there, assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, event, lines, skewed

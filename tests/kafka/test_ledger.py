@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from flink_jobs.broker import Broker
+from flink_jobs.demo.broker import Broker
 from tests.kafka.jobs import CLIENT_WITHIN_S, Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import BEYOND_THE_DELAY_S, event, lines, skewed

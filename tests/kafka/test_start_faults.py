@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.broker import HOST, Broker, _free_ports
+from flink_jobs.demo.broker import HOST, Broker, _free_ports
 from tests.kafka.jobs import Kafka
 from tests.kafka.recount import assert_topics_are_right, expect
 from tests.kafka.test_kafka_job import WITHIN_THE_DELAY_S, lines, skewed
@@ -111,7 +111,6 @@ def test_a_wrong_jar(kafka: Kafka, tmp_path: Path, content: str, wanted: str) ->
     [
         ({"kafka": {"bootstrap_servers": ""}}, "kafka.bootstrap_servers: is missing"),
         ({"kafka": {"topic_pattern": "a.*"}}, "kafka.topics or kafka.topic_pattern"),
-        ({"source": {"kind": "files"}}, "source.kind and sink.kind"),
     ],
 )
 def test_settings_that_do_not_fit_together(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.java import find_java
+from flink_jobs.machine.java import find_java
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flink_jobs.deliveries import delivery_rules
-from flink_jobs.files import line_limits
-from flink_jobs.main import define_workflow, flink_options, intake_rules
+from flink_jobs.run_folder.plan import line_limits
 from flink_jobs.settings import Settings, load_settings
-from operators.file_source import FileSource
+from flink_jobs.wiring.environment import flink_options
+from flink_jobs.wiring.rules import delivery_rules, intake_rules
+from flink_jobs.workflow import define_workflow
 from operators.rules.splits import InputFile, ReadPlan
-from operators.sinks import FileSinks
+from operators.sinks.files import FileSinks
+from operators.sources.files import FileSource
 
 
 def environment(flink: Callable[..., Any], settings: Settings) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyflink.common import Row
 from pyflink.datastream import KeyedProcessFunction, ProcessFunction
 
-from operators.batches import Progress, from_bytes, pack_lines, pack_progress, to_bytes
+from operators.bridge.wire import Progress, from_bytes, pack_lines, pack_progress, to_bytes
 
 WINDOW_MS = 10
 AT_MS = 1_767_225_661_234

@@ -17,8 +17,8 @@ import msgspec
 import pytest
 
 from flink_jobs.errors import UserError
-from flink_jobs.local import run_local
-from flink_jobs.output import OutputFolder
+from flink_jobs.local.files import run_files
+from flink_jobs.run_folder.folder import OutputFolder
 from flink_jobs.settings import Settings, load_settings
 from operators.rules.splits import InputFile, ReadPlan
 from tests.oracle import Expected, assert_run_is_right, expect
@@ -43,7 +43,7 @@ class Done:
 
     def counted_again(self, output: Path) -> tuple[int, dict[str, Any]]:
         """Exit code and ledger of a resume; it does not start Flink, as nothing is left to do."""
-        code = run_local(self.settings, [self.source], output, "resume", True)
+        code = run_files(self.settings, [self.source], output, "resume", True)
         return code, json.loads((output / "ledger.json").read_text())
 
 

@@ -12,11 +12,11 @@ from pyflink.common import Types, WatermarkStrategy
 from pyflink.datastream.connectors.number_seq import NumberSequenceSource
 from pyflink.table import DataTypes, StreamTableEnvironment
 
-from operators import bridge
-from operators.batches import Progress
-from operators.kafka_source import empty_partition, open_partition, record_type
+from operators.bridge.steps import steps as bridge
+from operators.bridge.wire import Progress
 from operators.rules.splits import UNKNOWN_MS, FileProgress
-from operators.sinks import FileSinks
+from operators.sinks.files import FileSinks
+from operators.sources.kafka import empty_partition, open_partition, record_type
 from tests.minicluster.steps import AS_RECORDS, WINDOW_MS, Describe, Origins, Script
 from tests.oracle import rows
 

@@ -16,8 +16,8 @@ import pytest
 from pyflink.common import Types, WatermarkStrategy
 from pyflink.datastream.connectors.number_seq import NumberSequenceSource
 
-from operators import bridge
-from operators.lanes import LANED, LANED_VALUE
+from operators.bridge.steps import steps as bridge
+from operators.intake.lanes import LANED, LANED_VALUE
 from tests.minicluster.steps import Digests, Places
 from tests.oracle import assert_outputs_are_right, at, expect, lines_of, rows
 from tests.runs import checkpoints, events, run, settings_file, started, wait_until
@@ -317,7 +317,7 @@ def test_what_was_there_before_a_crash_is_a_duplicate_after_it_at_another_parall
 
 
 FORGETS_THE_EVENTS = """
-import operators.bridge as bridge
+import operators.bridge.steps as bridge
 source = bridge._source
 bridge._source = lambda operator: source(operator).replace("seen.v1", "seen.v2")
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.output import OutputFolder
+from flink_jobs.run_folder.folder import OutputFolder
 from tests.books import all_is_booked, all_waits, books_so_far
 from tests.http_server import Request, Rule, ServerProcess
 from tests.oracle import Expected, assert_run_is_right, expect, rows

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.minicluster
 
 def test_the_demo_ends_balanced() -> None:
     demo = subprocess.run(
-        [sys.executable, "-m", "flink_jobs.delivery_demo", "--events", "1500"],
+        [sys.executable, "-m", "flink_jobs.demo.delivery_demo", "--events", "1500"],
         capture_output=True,
         text=True,
         timeout=240,

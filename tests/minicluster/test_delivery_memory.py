@@ -27,7 +27,7 @@ HEAP = "-Xms700m -Xmx700m -XX:+AlwaysPreTouch"
 TELL = """
 import json, os
 from pathlib import Path
-import flink_jobs.local as local
+import flink_jobs.local.job as local
 count = local._counters
 def told(job):
     from pyflink.java_gateway import get_gateway

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import operators.outgoing
-from operators.bridge import LANE_GROUPS
+import operators.intake.outgoing
+from operators.bridge.steps import LANE_GROUPS
 from tests.minicluster.flow import main_job, parallelism, pickled, uids
 from tests.minicluster.test_wiring import output_tags
 
@@ -65,7 +65,7 @@ def test_what_delivery_turns_away_has_a_consumer(transformations: list[Any]) -> 
         if step.getClass().getSimpleName() == "SideOutputTransformation"
         and [above.getId() for above in step.getInputs()] == [delivery]
     }
-    wanted = {tag.tag_id for tag in output_tags(operators.outgoing)} - {"quarantine"}
+    wanted = {tag.tag_id for tag in output_tags(operators.intake.outgoing)} - {"quarantine"}
     assert wanted <= consumed
 
 

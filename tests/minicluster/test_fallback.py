@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.audit import audit_folder
-from flink_jobs.output import OutputFolder
+from flink_jobs.ledger.audit import audit_folder
+from flink_jobs.run_folder.folder import OutputFolder
 from tests.http_server import HttpServer, Rule
 from tests.minicluster.flow import main_job, pickled
 from tests.oracle import Expected, at, expect, lines_of, placed_rows, rows

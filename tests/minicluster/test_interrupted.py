@@ -10,8 +10,8 @@ import pytest
 from pyflink.common import Types
 from pyflink.table import StreamTableEnvironment
 
-from operators import bridge
-from operators.kafka_source import record_type
+from operators.bridge.steps import steps as bridge
+from operators.sources.kafka import record_type
 from tests.minicluster.steps import AS_RECORDS, Describe
 
 pytestmark = pytest.mark.minicluster

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.jars import Jar
+from flink_jobs.kafka.jars import Jar
 from tests.minicluster.flow import environment, parallelism, pickled, steps_of, uids
 
 pytestmark = pytest.mark.minicluster
@@ -19,10 +19,11 @@ GOLDEN = Path(__file__).with_name("uids_kafka.txt")
 @pytest.fixture
 def transformations(flink: Callable[..., Any], kafka_jar: Jar) -> list[Any]:
     """Every step of the Kafka job, sources first; it needs the connector's jar, but no broker."""
-    from flink_jobs.kafka_job import kafka_sinks, kafka_source
-    from flink_jobs.main import define_workflow, intake_rules
+    from flink_jobs.kafka.parts import kafka_sinks, kafka_source
     from flink_jobs.settings import load_settings
-    from operators.kafka_source import open_partition
+    from flink_jobs.wiring.rules import intake_rules
+    from flink_jobs.workflow import define_workflow
+    from operators.sources.kafka import open_partition
 
     call = {"parallelism": 3, "kafka.bootstrap_servers": "127.0.0.1:1", "kafka.topics": ["in"]}
     settings = load_settings(None, call, {})

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from operators import bridge
-from operators.origin import MAX_SPANS
-from operators.sinks import FileSinks
+from operators.batches.origin import MAX_SPANS
+from operators.bridge.steps import steps as bridge
+from operators.sinks.files import FileSinks
 from tests.minicluster.steps import AT_MS, Play
 from tests.minicluster.test_bridge import gate, numbers, topic
 from tests.oracle import rows

@@ -91,7 +91,7 @@ def test_disorder_within_the_delay_makes_no_event_late_whatever_the_files(
 
 
 IGNORES_UNREAD_FILES = """
-from operators.file_source import FileSource
+from operators.sources.files import FileSource
 FileSource.partitions = lambda self: []
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.output import OutputFolder
+from flink_jobs.run_folder.folder import OutputFolder
 from tests.oracle import Expected, assert_outputs_are_right, assert_run_is_right, expect
 from tests.runs import (
     checkpoints,
@@ -108,7 +108,7 @@ def test_a_killed_driver_is_resumed_with_another_parallelism(
 
 
 FORGETS_THE_CHECKPOINT = """
-import flink_jobs.local as local
+import flink_jobs.local.job as local
 options = local.local_options
 local.local_options = lambda folder, tmp, checkpoint: options(folder, tmp, None)
 """

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.audit import audit_run
-from flink_jobs.files import plan_files
-from flink_jobs.java import find_java
-from flink_jobs.output import OutputFolder
-from flink_jobs.recount import count_lines
+from flink_jobs.ledger.audit import audit_run
+from flink_jobs.ledger.recount import count_lines
+from flink_jobs.machine.java import find_java
+from flink_jobs.run_folder.folder import OutputFolder
+from flink_jobs.run_folder.plan import plan_files
 from flink_jobs.settings import load_settings
 from tests.oracle import assert_outputs_are_right, expect
 from tests.runs import RUN_ENDS_WITHIN_S, events, settings_file

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pyflink.datastream import OutputTag
 
-import operators.outgoing
-from flink_jobs.main import windows_sql
+import operators.intake.outgoing
 from flink_jobs.settings import load_settings
-from operators import bridge
+from flink_jobs.workflow import windows_sql
+from operators.bridge.steps import steps as bridge
 from tests.minicluster.flow import main_job, parallelism, pickled, uids
 
 pytestmark = pytest.mark.minicluster
@@ -49,7 +49,7 @@ def test_every_output_tag_has_a_consumer(transformations: list[Any]) -> None:
         for step in transformations
         if step.getClass().getSimpleName() == "SideOutputTransformation"
     }
-    tags = {tag.tag_id for tag in output_tags(operators.outgoing)}
+    tags = {tag.tag_id for tag in output_tags(operators.intake.outgoing)}
     assert tags
     assert tags | {"late", "counts"} == consumed
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.deliver import deliver_folder
-from flink_jobs.fallback_folder import FallbackFolder
-from operators.rules.pace import Pace
+from flink_jobs.dead_letters.deliver import deliver_folder
+from flink_jobs.dead_letters.fallback_folder import FallbackFolder
+from operators.rules.delivery.pace import Pace
 from tests.postgres.test_postgres_target import DSN, Table
 from tests.postgres_server import PostgresServer
-from tests.unit.flink_jobs.stored import line, reasons, rules, write_part
+from tests.unit.flink_jobs.dead_letters.stored import line, reasons, rules, write_part
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(60)]
 

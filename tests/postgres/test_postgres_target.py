@@ -19,13 +19,13 @@ import psycopg
 import pytest
 
 from operators.rules.contract import Contract, load_contract
-from operators.rules.failure import FailureTable, Handling
+from operators.rules.delivery.failure import FailureTable, Handling
 from operators.rules.times import epoch_ms
+from operators.targets.postgres import PostgresSettings, PostgresTarget
 from tests.postgres.readings import Reading
 from tests.postgres_server import HOST, PostgresServer
 from tests.runs import wait_until
 from udfs.ecommerce import EcommerceEvent
-from udfs.postgres_target import PostgresSettings, PostgresTarget
 from udfs.targets import Event, NotTried, Outcome, TargetError
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(60)]

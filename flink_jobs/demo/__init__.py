@@ -1,0 +1,1 @@
+"""What the demos and tests need: generated events, a broker, topics, a flaky service."""

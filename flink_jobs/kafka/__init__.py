@@ -1,0 +1,1 @@
+"""Kafka beside the stream: its admin client, reading committed topics, the connector's jars."""

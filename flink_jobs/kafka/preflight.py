@@ -1,0 +1,204 @@
+"""Before a job starts: whether Kafka's topics, partitions and limits are as the job needs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from flink_jobs.errors import WRONG_CALL, UserError
+from flink_jobs.kafka.admin import KafkaAdmin, KafkaError
+from flink_jobs.kafka.parts import kafka_sinks
+from flink_jobs.settings import Settings
+from flink_jobs.wiring.reserved import refuse_promised
+from operators.intake.intake import UNREADABLE, IntakeRules
+from operators.rules.delivery.failure import CATEGORIES, queue_of
+from operators.rules.splits import FileProgress
+from operators.rules.verdict import EMPTY_MESSAGE, INVALID_JSON, NULL_BYTES, OVERSIZED
+from operators.sources.kafka import empty_partition, open_partition
+
+#: A job that died takes a checkpoint's time to notice, and some to come back.
+_LEAST_CHECKPOINTS: Final = 3
+#: What a record has beside its line, headers above all; and what an event's line has more than its
+#: payload: coordinates, and times and numbers written anew.
+_LINE_EXTRA_BYTES: Final = 65_536
+_LEAST_MESSAGE_BYTES: Final = 262_144
+#: In one partition the rows of a checkpoint appear at once, and are deleted from the oldest on. And
+#: there the events of a key stay behind each other: they have no key in the store's topic.
+_PARTITIONS: Final = {"ledger": 1, "fallback": 1}
+_TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+def check_settings(settings: Settings) -> None:
+    """See what needs no broker.
+
+    Raises:
+        UserError: names the setting.
+    """
+    kafka = settings.kafka
+    wrong = ""
+    if settings.connector != "kafka":
+        wrong = 'connector: must be "kafka" for a job on topics; set it at the top of the settings'
+    elif not kafka.bootstrap_servers:
+        wrong = 'kafka.bootstrap_servers: is missing; set it to "host:port"'
+    elif bool(kafka.topics) == bool(kafka.topic_pattern):
+        wrong = "kafka.topics or kafka.topic_pattern: set one of them, and not both"
+    elif (
+        settings.sink.transaction_timeout_ms < _LEAST_CHECKPOINTS * settings.checkpoint.interval_ms
+    ):
+        wrong = (
+            f"sink.transaction_timeout_ms = {settings.sink.transaction_timeout_ms}: is less than "
+            f"{_LEAST_CHECKPOINTS} checkpoints (checkpoint.interval_ms = "
+            f"{settings.checkpoint.interval_ms}), a restart would lose data; raise it"
+        )
+    if wrong:
+        raise UserError(wrong, WRONG_CALL)
+    refuse_promised(settings)
+    try:
+        kafka_sinks(settings).max_request_bytes()
+    except ValueError as error:
+        raise UserError(
+            f"sink.properties: max.request.size and buffer.memory are whole numbers ({error}); "
+            "correct them",
+            WRONG_CALL,
+        ) from error
+
+
+def refuse_own_output(settings: Settings, topics: Iterable[str]) -> None:
+    """Refuse to read what the job writes: it would go round for ever.
+
+    Raises:
+        KafkaError: names the topic and its settings.
+    """
+    source = "kafka.topics" if settings.kafka.topics else "kafka.topic_pattern"
+    for output, names in output_topics(settings).items():
+        for name in sorted({*topics} & {*names}):
+            raise KafkaError(
+                f"{source} and sink.{output}_topic: {name} would be read and written; "
+                "change one of them",
+                WRONG_CALL,
+            )
+
+
+def plan_partitions(admin: KafkaAdmin, settings: Settings) -> tuple[FileProgress, ...]:
+    """Every partition that will be read, and whether it has something to read first.
+
+    Raises:
+        KafkaError: a topic is missing, or the pattern matches none, or the job writes to one.
+    """
+    topics: list[str] = list(settings.kafka.topics)
+    if settings.kafka.topic_pattern:
+        topics = admin.matching(settings.kafka.topic_pattern)
+        if not topics:
+            raise KafkaError(
+                f"kafka.topic_pattern = {settings.kafka.topic_pattern}: matches no topic on "
+                f"{settings.kafka.bootstrap_servers}; create one, or correct the pattern"
+            )
+    admin.require(topics, "kafka.topics")
+    refuse_own_output(settings, topics)
+    group = admin.group_offsets(settings.kafka.group) if settings.kafka.start == "committed" else {}
+    return tuple(
+        progress for topic in topics for progress in _plan_topic(admin, settings, topic, group)
+    )
+
+
+def _plan_topic(
+    admin: KafkaAdmin, settings: Settings, topic: str, group: Mapping[tuple[str, int], int]
+) -> list[FileProgress]:
+    numbers = admin.partitions(topic)
+    begin = admin.offsets(topic, numbers, "earliest")
+    end = admin.offsets(topic, numbers, "latest")
+    if settings.kafka.start == "timestamp":
+        later = admin.offsets(topic, numbers, settings.kafka.start_timestamp_ms)
+        begin = {number: end[number] if later[number] < 0 else later[number] for number in numbers}
+    if settings.kafka.start == "committed":
+        begin = {number: group.get((topic, number), begin[number]) for number in numbers}
+    # From the latest: a partition that has had records is waited for, it may well have more.
+    return [
+        (open_partition if begin[number] < end[number] else empty_partition)(topic, number)
+        for number in numbers
+    ]
+
+
+def output_topics(settings: Settings) -> dict[str, list[str]]:
+    """Every topic that the job may write to, by output."""
+    contract = settings.contract.load()
+    poison = settings.poison.rules()
+    reasons = {EMPTY_MESSAGE, OVERSIZED, NULL_BYTES, INVALID_JSON, UNREADABLE}
+    reasons |= {pattern.reason for pattern in poison.patterns} | poison.violations
+    templates = settings.sink.topics()
+    if not settings.delivery.has_fallback:
+        del templates["fallback"]
+    return {
+        **{output: [template] for output, template in templates.items()},
+        "dead_letters": sorted(
+            {
+                _filled(templates["dead_letters"], queue=queue_of(category), error_type=error_type)
+                for category in CATEGORIES
+                for error_type in contract.error_types
+            }
+        ),
+        "quarantine": sorted(_filled(templates["quarantine"], reason=each) for each in reasons),
+    }
+
+
+def _filled(template: str, **values: str) -> str:
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+def check_outputs(
+    admin: KafkaAdmin, settings: Settings, rules: IntakeRules, max_request_bytes: int
+) -> IntakeRules:
+    """See that what the job will write can be written.
+
+    Returns:
+        The rules, with records bounded to what fits into the topics.
+
+    Raises:
+        KafkaError: a topic's name cannot be one, or it is missing; the transactions are refused.
+    """
+    topics = output_topics(settings)
+    for output, names in topics.items():
+        setting = f"sink.{output}_topic"
+        for name in names:
+            if not _TOPIC.fullmatch(name):
+                raise KafkaError(
+                    f"{setting}: {name} cannot be the name of a topic; use a-z, A-Z, 0-9, . _ -",
+                    WRONG_CALL,
+                )
+        if settings.sink.create_topics:
+            admin.create(names, setting, _PARTITIONS.get(output, 0))
+        else:
+            admin.require(names, f"{setting} (and sink.create_topics is false)")
+    most = admin.max_transaction_timeout_ms()
+    if most is not None and settings.sink.transaction_timeout_ms > most:
+        raise KafkaError(
+            f"sink.transaction_timeout_ms = {settings.sink.transaction_timeout_ms}: the broker "
+            f"allows at most {most}; lower it, or raise the broker's transaction.max.timeout.ms",
+            WRONG_CALL,
+        )
+    topics_take = admin.max_message_bytes(name for names in topics.values() for name in names)
+    return _bounded(rules, topics_take, max_request_bytes)
+
+
+def _bounded(rules: IntakeRules, topics_take: int, producers_take: int) -> IntakeRules:
+    """Records and envelopes bounded to what can be written: a longer one would stop the job."""
+    for what, taken in (
+        ("an output topic has max.message.bytes", topics_take),
+        ("sink.properties: the lesser of max.request.size and buffer.memory", producers_take),
+    ):
+        if taken < _LEAST_MESSAGE_BYTES:
+            raise KafkaError(
+                f"{what} = {taken}: dead letters with all their reasons may not fit; "
+                f"raise it to at least {_LEAST_MESSAGE_BYTES}"
+            )
+    most = min(topics_take, producers_take) - _LINE_EXTRA_BYTES
+    return replace(
+        rules,
+        max_record_bytes=min(rules.max_record_bytes, most),
+        payload_limit_bytes=min(rules.payload_limit_bytes, most),
+        max_envelope_bytes=most,
+    )

@@ -1,0 +1,1 @@
+"""The books: audited from the stream's rows, recounted from the output, reported."""

@@ -1,0 +1,1 @@
+"""A run on this machine: Flink's process, progress, interruption, the checks before it."""

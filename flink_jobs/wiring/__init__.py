@@ -1,0 +1,1 @@
+"""From settings to parts: the environment's options, the rules, the targets, what is refused."""

@@ -1,0 +1,1 @@
+"""Records and events in columns, as Python holds a batch of them."""

@@ -1,0 +1,1 @@
+"""The delivery step: events to a target behind retries, timers and breakers."""

@@ -1,0 +1,1 @@
+"""The intake step: records in, verdicts out."""

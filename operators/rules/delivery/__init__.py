@@ -1,0 +1,1 @@
+"""The decisions of delivery: lane, breaker, backoff, failure categories, pace."""

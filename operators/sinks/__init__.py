@@ -1,0 +1,1 @@
+"""Where the outputs go: files or topics, by two-phase commit."""

@@ -1,0 +1,1 @@
+"""The targets that come with Breakwater: HTTP, Postgres, a function of the user's."""
