@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ def run_here(
     start: Callable[[dict[str, str]], JobClient],
     advice: str | None = None,
     *,
+    jars: Sequence[Path] = (),
     at_end: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a job on this machine whose input and output are elsewhere, until it ends or Ctrl-C.
@@ -37,6 +38,7 @@ def run_here(
     Args:
         state: folder for checkpoints and logs; a job goes on from the newest checkpoint there.
         start: starts the job with the Flink options that this place needs.
+        jars: what Java's class path has beside Flink's own.
         advice: what to say when it was stopped; how to go on, if it is not given.
         at_end: called when the job has come to its end, while Java is still there.
 
@@ -54,14 +56,15 @@ def run_here(
         one_line(f"the run with its state in {folder.root} failed"),
         folder.claim("new"),
         interruptible() as interrupt,
-        flink_process(folder, java, for_long=True) as tmp,
+        flink_process(folder, java, jars=jars, for_long=True) as process,
         console.status("starting Flink") as status,
     ):
         if not interrupt.requested:
             with one_line("the job did not start"):
-                job = start(local_options(folder, tmp, folder.newest_checkpoint()))
+                job = start(local_options(folder, process.tmp, folder.newest_checkpoint()))
             if _wait(job, folder, interrupt, status if console.is_terminal else None):
                 at_end()
+                process.done = True
                 return 0
     if advice is None:
         advice = f"stopped; nothing is lost: start it again to go on (state: {folder.root})"

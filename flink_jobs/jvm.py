@@ -7,18 +7,20 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 from typing import Final
 
 from py4j.java_gateway import JavaGateway
 from py4j.protocol import Py4JError
 
+from flink_jobs.class_archive import ClassArchive, open_archive
 from flink_jobs.faults import one_line
 from flink_jobs.java import Java
-from flink_jobs.output import TMP_PREFIX, OutputFolder, wait_a_moment
+from flink_jobs.java_start import JavaStartError, flink_jars, start_java
+from flink_jobs.output import TMP_PREFIX, OutputFolder
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _ENDS_WITHIN_S: Final = 20
@@ -47,17 +49,34 @@ _KEPT_MEMORY: Final = {
 }
 
 
+class FlinkProcess:
+    """The Java process of a run, and what is to know of it.
+
+    Attributes:
+        tmp: a folder for temporary files; it is gone afterwards, after a crash with the next run.
+        done: whether the job has ended well: all is committed, nothing is left to be put in order.
+    """
+
+    def __init__(self, tmp: Path) -> None:
+        """Nothing has been done."""
+        self.tmp = tmp
+        self.done = False
+
+
 @contextmanager
-def flink_process(folder: OutputFolder, java: Java, *, for_long: bool = False) -> Iterator[Path]:
-    """Set the place for the one Java process that PyFlink starts, and end it and clear up after.
+def flink_process(
+    folder: OutputFolder, java: Java, *, jars: Sequence[Path] = (), for_long: bool = False
+) -> Iterator[FlinkProcess]:
+    """Set the place for the one Java process that PyFlink uses, and end it and clear up after.
 
     Args:
         folder: for logs, and for word of the process.
         java: which one.
+        jars: what the class path has beside Flink's own.
         for_long: whether Java is to compile for its peak.
 
     Yields:
-        A folder for temporary files; it is gone afterwards, and after a crash with the next run.
+        The process, connected to PyFlink.
     """
     tmp = Path(tempfile.mkdtemp(prefix=TMP_PREFIX))
     outside = tempfile.tempdir
@@ -65,21 +84,22 @@ def flink_process(folder: OutputFolder, java: Java, *, for_long: bool = False) -
         tempfile.tempdir = str(tmp)  # for what PyFlink puts there in this process
         # Before Java starts: whenever this process is killed, the next one finds the folder.
         folder.mark_run(None, tmp)
-        variables = environment(folder, tmp, java, os.environ, for_long=for_long)
-        os.environ.update(variables)
         for name in _OTHER_FLINK:
             os.environ.pop(name, None)
         folder.log.mkdir(parents=True, exist_ok=True)
-        from pyflink.java_gateway import get_gateway  # noqa: PLC0415
-
+        tuned = tuning(os.environ, for_long=for_long)["JVM_ARGS"].split()
+        archive = open_archive(java, (*flink_jars(), *jars), tuned, tmp, os.environ)
+        os.environ.update(environment(folder, tmp, java, os.environ, for_long=for_long))
         with one_line("Java did not start"):
-            gateway = get_gateway()
-            pid = int(gateway.jvm.ProcessHandle.current().pid())
+            gateway, process = _started(java, archive, tmp)
+        run = FlinkProcess(tmp)
         try:
-            folder.mark_run(pid, tmp)
-            yield tmp
+            folder.mark_run(process.pid, tmp)
+            yield run
         finally:
-            _end(gateway, pid)
+            _end(gateway, process, at_once=run.done and archive.recorded is None)
+        if run.done:
+            archive.make_later(java, tuned)
     finally:
         tempfile.tempdir = outside
         shutil.rmtree(tmp, ignore_errors=True)
@@ -94,15 +114,24 @@ def client_process(java: Java) -> Iterator[None]:
         os.environ["FLINK_LOG_DIR"] = tmp
         for name in _OTHER_FLINK:
             os.environ.pop(name, None)
-        from pyflink.java_gateway import get_gateway  # noqa: PLC0415
-
         with one_line("Java did not start"):
-            gateway = get_gateway()
-            pid = int(gateway.jvm.ProcessHandle.current().pid())
+            gateway, process = _started(java, ClassArchive(flink_jars()), Path(tmp))
         try:
             yield
         finally:
-            _end(gateway, pid)
+            _end(gateway, process)
+
+
+def _started(java: Java, archive: ClassArchive, tmp: Path) -> tuple[JavaGateway, Popen[bytes]]:
+    """Java, connected to PyFlink; without its archive if it does not start with it."""
+    started = start_java(java, archive, tmp, os.environ)
+    try:
+        return started.gateway(), started.process
+    except JavaStartError:
+        if not archive.in_use:
+            raise
+    started = start_java(java, archive.without(), tmp, os.environ)
+    return started.gateway(), started.process
 
 
 def environment(
@@ -137,15 +166,20 @@ def tuning(environ: Mapping[str, str], *, for_long: bool) -> dict[str, str]:
     return {"JVM_ARGS": " ".join(jvm_args), **kept_memory}
 
 
-def _end(gateway: JavaGateway, pid: int) -> None:
-    """End the Java process, which ends its workers, and wait until it is gone."""
-    deadline = time.monotonic() + _ENDS_WITHIN_S
-    with suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGTERM)
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-            wait_a_moment()
+def _end(gateway: JavaGateway, process: Popen[bytes], *, at_once: bool = False) -> None:
+    """End the Java process, which ends its workers, and wait until it is gone.
+
+    Args:
+        gateway: PyFlink's connection to it.
+        process: Java.
+        at_once: whether there is nothing that it has to put in order.
+    """
+    process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+    try:
+        process.wait(_ENDS_WITHIN_S)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
     # No farewell to it before: a Java process that hangs would not answer, and there is no limit
     # to that wait.
     with suppress(Py4JError, OSError):

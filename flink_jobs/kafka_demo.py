@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -152,7 +152,8 @@ def _demo(
     began = time.monotonic()
     code = run_here(
         folder / "state",
-        _starter(settings, jar),
+        _starter(settings, replace(jar, in_flink=True)),
+        jars=[] if jar.in_flink else [jar.path],
         advice="",
         at_end=lambda: ended.append((time.monotonic() - began, _audit(topics, settings, jar))),
     )

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         check_settings(settings)
         jar = find_jar(KAFKA, settings.jars, os.environ)
         if call.local:
-            sys.exit(run_here(call.local, lambda options: run(settings, jar, options)))
+            # On the class path of a Java that is ours, where Flink need not copy it to its tasks.
+            here = replace(jar, in_flink=True)
+            start = partial(run, settings, here)
+            sys.exit(run_here(call.local, start, jars=[] if jar.in_flink else [jar.path]))
         run(settings, jar, {}).get_job_execution_result().result()
     except UserError as error:
         print(f"breakwater: {error}", file=sys.stderr)

@@ -184,14 +184,15 @@ def _run(
     try:
         with (
             interruptible() as interrupt,
-            flink_process(folder, java) as tmp,
+            flink_process(folder, java) as process,
             console.status("starting Flink") as status,
         ):
             if not interrupt.requested:
-                job = _start(settings, plan, folder, tmp)
+                job = _start(settings, plan, folder, process.tmp)
                 shown = status if console.is_terminal else None
                 lanes = settings.delivery.lanes
                 if _wait(job, plan, folder, interrupt, progress, lanes, shown):
+                    process.done = True
                     return True
     except KeyboardInterrupt:
         raise UserError(f"stopped at once; {_how_to_go_on(folder)}") from None
