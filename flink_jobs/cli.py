@@ -21,6 +21,7 @@ from flink_jobs import check as checks
 from flink_jobs import cluster_cli, deliver_cli, generate_cli, ledger_cli
 from flink_jobs.commands import INPUT_OUTPUT, Commands, ManyInputs, say
 from flink_jobs.errors import FAILED, WRONG_CALL, UserError
+from flink_jobs.leave import leave
 
 if TYPE_CHECKING:
     from flink_jobs.settings import Settings
@@ -238,7 +239,7 @@ def main() -> None:
         # Whoever read our output has gone. What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
-    sys.exit(code)
+    leave(code)
 
 
 def _call() -> int:

@@ -18,7 +18,7 @@ from flink_jobs.interrupt import Interrupt, interruptible
 from flink_jobs.java import find_java
 from flink_jobs.jvm import flink_process
 from flink_jobs.local import cancel, local_options
-from flink_jobs.output import OutputFolder, wait_a_moment
+from flink_jobs.output import OutputFolder, wait_for
 from flink_jobs.paths import refuse_odd_paths
 
 if TYPE_CHECKING:
@@ -88,6 +88,6 @@ def _wait(
                 with suppress(Exception):  # the job may have ended since it was asked
                     received = dict(job.get_accumulators().result()).get("received", 0)
                     status.update(f"{received:,} records, {time.monotonic() - began:.0f} s")
-            wait_a_moment()
+            wait_for(result)
         result.result()
     return True

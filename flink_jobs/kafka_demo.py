@@ -199,9 +199,11 @@ def demo_settings(servers: str) -> Settings:
 
 def _starter(settings: Settings, jar: Jar) -> Any:
     def start(options: dict[str, str]) -> JobClient:
-        from flink_jobs.kafka_job import run  # noqa: PLC0415 - Java starts in its own place
+        # Java starts in its own place.
+        from flink_jobs.early_cluster import early_cluster  # noqa: PLC0415
+        from flink_jobs.kafka_job import run  # noqa: PLC0415
 
-        return run(settings, jar, options)
+        return run(settings, jar, options, prepare=early_cluster)
 
     return start
 

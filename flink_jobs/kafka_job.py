@@ -24,11 +24,13 @@ from pyflink.common import Configuration, JobClient
 from pyflink.datastream import StreamExecutionEnvironment
 
 from flink_jobs.deliveries import delivery_rules
+from flink_jobs.early_cluster import early_cluster
 from flink_jobs.errors import WRONG_CALL, UserError
 from flink_jobs.here import run_here
 from flink_jobs.jars import KAFKA, Jar, find_jar
 from flink_jobs.kafka_admin import SHADED, KafkaAdmin, KafkaError
-from flink_jobs.main import define_workflow, flink_options, intake_rules
+from flink_jobs.leave import leave
+from flink_jobs.main import Prepare, by_itself, define_workflow, flink_options, intake_rules
 from flink_jobs.reserved import refuse_promised
 from flink_jobs.settings import Settings, load_settings
 from operators.intake import UNREADABLE, IntakeRules
@@ -66,8 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
         if call.local:
             # On the class path of a Java that is ours, where Flink need not copy it to its tasks.
             here = replace(jar, in_flink=True)
-            start = partial(run, settings, here)
-            sys.exit(run_here(call.local, start, jars=[] if jar.in_flink else [jar.path]))
+
+            start = partial(run, settings, here, prepare=early_cluster)
+            leave(run_here(call.local, start, jars=[] if jar.in_flink else [jar.path]))
         run(settings, jar, {}).get_job_execution_result().result()
     except UserError as error:
         print(f"breakwater: {error}", file=sys.stderr)
@@ -79,6 +82,7 @@ def run(
     jar: Jar,
     options: Mapping[str, str],
     before_start: Callable[[StreamExecutionEnvironment], None] = lambda _: None,
+    prepare: Prepare = by_itself,
 ) -> JobClient:
     """Start the job and return without waiting for it.
 
@@ -87,6 +91,7 @@ def run(
         jar: the Kafka connector.
         options: Flink options of this place; those of the settings win.
         before_start: looks at the job that has been built, and may refuse to start it.
+        prepare: gets what runs the job, before it is built.
 
     Raises:
         UserError: Kafka is not as the settings say.
@@ -105,6 +110,7 @@ def run(
     if not jar.in_flink:
         # Not pipeline.jars: that would replace the jar that `flink run` adds (trap T50).
         env.add_jars(jar.url)
+    execute = prepare(env, settings.parallelism)
     rules = intake_rules(settings)
     with KafkaAdmin(client_properties(settings)) as admin:
         planned = plan_partitions(admin, settings)
@@ -116,7 +122,7 @@ def run(
         env, source, sinks, sinks, rules=rules, windows=settings.windows, delivery=delivery
     )
     before_start(env)
-    return env.execute_async("breakwater")
+    return execute("breakwater")
 
 
 def check_settings(settings: Settings) -> None:

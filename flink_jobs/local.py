@@ -26,7 +26,7 @@ from flink_jobs.files import load_plan, plan_files, refuse_changed_files, save_p
 from flink_jobs.interrupt import Interrupt, interruptible
 from flink_jobs.java import Java, find_java
 from flink_jobs.jvm import flink_process
-from flink_jobs.output import Mode, OutputFolder, wait_a_moment
+from flink_jobs.output import Mode, OutputFolder, wait_a_moment, wait_for
 from flink_jobs.paths import refuse_odd_paths
 from flink_jobs.progress import Progress
 from flink_jobs.recount import coverage
@@ -207,11 +207,13 @@ def _how_to_go_on(folder: OutputFolder) -> str:
 
 
 def _start(settings: Settings, plan: ReadPlan, folder: OutputFolder, tmp: Path) -> JobClient:
-    from flink_jobs.main import run  # noqa: PLC0415 - it starts Java, in the place made for it
+    # They load PyFlink's Java, which starts in the place made for it.
+    from flink_jobs.early_cluster import early_cluster  # noqa: PLC0415
+    from flink_jobs.main import run  # noqa: PLC0415
 
     with one_line("the job did not start"):
         options = local_options(folder, tmp, folder.newest_checkpoint())
-        return run(settings, plan, folder.root, options)
+        return run(settings, plan, folder.root, options, prepare=early_cluster)
 
 
 def local_options(folder: OutputFolder, tmp: Path, checkpoint: Path | None) -> dict[str, str]:
@@ -265,7 +267,7 @@ def _wait(
                     status.update(line + delivery_lines(counters, lanes))
                 # From the answer on: a Flink that is slow to answer is not asked without a pause.
                 next_look = time.monotonic() + _LOOK_EVERY_S
-            wait_a_moment()
+            wait_for(result)
         result.result()
     return True
 

@@ -82,6 +82,10 @@ LINES_BYTES: Final = 16_000_000
 WINDOW_LINE: Final = DataTypes.ROW([DataTypes.FIELD("line", DataTypes.STRING())])
 
 
+#: Gets an environment and the parallelism of its widest step; returns what runs a job by its name.
+Prepare = Callable[[StreamExecutionEnvironment, int], Callable[[str], JobClient]]
+
+
 class Source(Protocol):
     """Where records come from."""
 
@@ -146,12 +150,19 @@ def _nothing(_: StreamExecutionEnvironment) -> None:
     pass
 
 
+def by_itself(env: StreamExecutionEnvironment, _: int) -> Callable[[str], JobClient]:
+    """Have Flink run the job as the environment says."""
+    execute: Callable[[str], JobClient] = env.execute_async
+    return execute
+
+
 def run(
     settings: Settings,
     plan: ReadPlan,
     output: Path,
     options: Mapping[str, str],
     before_start: Callable[[StreamExecutionEnvironment], None] = _nothing,
+    prepare: Prepare = by_itself,
 ) -> JobClient:
     """Start the job with the parts that the settings name, and return without waiting for it.
 
@@ -162,11 +173,13 @@ def run(
         options: Flink options of this place (where checkpoints go, what to start from); those of
             the settings win.
         before_start: looks at the job that has been built, and may refuse to start it.
+        prepare: gets what runs the job, before it is built.
     """
     configuration = Configuration()
     for name, value in {**flink_options(settings), **options, **settings.flink}.items():
         configuration.set_string(name, value)
     env = StreamExecutionEnvironment.get_execution_environment(configuration)
+    execute = prepare(env, max(settings.parallelism, plan.lanes))
     sinks = FileSinks(
         folder=output.resolve(),
         part_max_bytes=settings.sink.part_max_bytes,
@@ -182,7 +195,7 @@ def run(
         env, source, sinks, sinks, rules=rules, windows=settings.windows, delivery=delivery
     )
     before_start(env)
-    return env.execute_async("breakwater")
+    return execute("breakwater")
 
 
 def define_workflow(

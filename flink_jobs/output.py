@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -30,6 +30,8 @@ OUTPUTS: Final = (
     "ledger",
 )
 TMP_PREFIX: Final = "breakwater-"
+_MOMENT_S: Final = 0.2
+_GLANCE_S: Final = 0.02
 _FORMER_RUN_ENDS_WITHIN_S: Final = 30
 
 
@@ -220,4 +222,18 @@ def is_our_jvm(pid: int) -> bool:
 
 def wait_a_moment() -> None:
     """The pause of every polling loop."""
-    time.sleep(0.2)
+    time.sleep(_MOMENT_S)
+
+
+class MayBeDone(Protocol):
+    """What will be done at some time."""
+
+    def done(self) -> bool:
+        """Whether it is."""
+
+
+def wait_for(result: MayBeDone) -> None:
+    """The same pause, which ends as soon as something is done."""
+    ends = time.monotonic() + _MOMENT_S
+    while time.monotonic() < ends and not result.done():
+        time.sleep(_GLANCE_S)
