@@ -61,7 +61,8 @@ def run_here(
     ):
         if not interrupt.requested:
             with one_line("the job did not start"):
-                job = start(local_options(folder, process.tmp, folder.newest_checkpoint()))
+                options = local_options(folder, process.tmp, folder.newest_checkpoint())
+                job = start(options | process.options)
             if _wait(job, folder, interrupt, status if console.is_terminal else None):
                 at_end()
                 process.done = True

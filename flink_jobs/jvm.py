@@ -21,6 +21,7 @@ from flink_jobs.faults import one_line
 from flink_jobs.java import Java
 from flink_jobs.java_start import JavaStartError, flink_jars, start_java
 from flink_jobs.output import TMP_PREFIX, OutputFolder
+from flink_jobs.warm_workers import WarmWorkers
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _ENDS_WITHIN_S: Final = 20
@@ -54,12 +55,14 @@ class FlinkProcess:
 
     Attributes:
         tmp: a folder for temporary files; it is gone afterwards, after a crash with the next run.
+        options: Flink options that this place needs.
         done: whether the job has ended well: all is committed, nothing is left to be put in order.
     """
 
     def __init__(self, tmp: Path) -> None:
         """Nothing has been done."""
         self.tmp = tmp
+        self.options: dict[str, str] = {}
         self.done = False
 
 
@@ -90,14 +93,16 @@ def flink_process(
         tuned = tuning(os.environ, for_long=for_long)["JVM_ARGS"].split()
         archive = open_archive(java, (*flink_jars(), *jars), tuned, tmp, os.environ)
         os.environ.update(environment(folder, tmp, java, os.environ, for_long=for_long))
-        with one_line("Java did not start"):
-            gateway, process = _started(java, archive, tmp)
-        run = FlinkProcess(tmp)
-        try:
-            folder.mark_run(process.pid, tmp)
-            yield run
-        finally:
-            _end(gateway, process, at_once=run.done and archive.recorded is None)
+        with WarmWorkers(tmp) as workers:
+            with one_line("Java did not start"):
+                gateway, process = _started(java, archive, tmp)
+            run = FlinkProcess(tmp)
+            try:
+                folder.mark_run(process.pid, tmp)
+                run.options = workers.start(os.environ)
+                yield run
+            finally:
+                _end(gateway, process, at_once=run.done and archive.recorded is None)
         if run.done:
             archive.make_later(java, tuned)
     finally:

@@ -25,7 +25,7 @@ from flink_jobs.faults import one_line
 from flink_jobs.files import load_plan, plan_files, refuse_changed_files, save_plan
 from flink_jobs.interrupt import Interrupt, interruptible
 from flink_jobs.java import Java, find_java
-from flink_jobs.jvm import flink_process
+from flink_jobs.jvm import FlinkProcess, flink_process
 from flink_jobs.output import Mode, OutputFolder, wait_a_moment, wait_for
 from flink_jobs.paths import refuse_odd_paths
 from flink_jobs.progress import Progress
@@ -188,7 +188,7 @@ def _run(
             console.status("starting Flink") as status,
         ):
             if not interrupt.requested:
-                job = _start(settings, plan, folder, process.tmp)
+                job = _start(settings, plan, folder, process)
                 shown = status if console.is_terminal else None
                 lanes = settings.delivery.lanes
                 if _wait(job, plan, folder, interrupt, progress, lanes, shown):
@@ -206,13 +206,16 @@ def _how_to_go_on(folder: OutputFolder) -> str:
     )
 
 
-def _start(settings: Settings, plan: ReadPlan, folder: OutputFolder, tmp: Path) -> JobClient:
+def _start(
+    settings: Settings, plan: ReadPlan, folder: OutputFolder, process: FlinkProcess
+) -> JobClient:
     # They load PyFlink's Java, which starts in the place made for it.
     from flink_jobs.early_cluster import early_cluster  # noqa: PLC0415
     from flink_jobs.main import run  # noqa: PLC0415
 
     with one_line("the job did not start"):
-        options = local_options(folder, tmp, folder.newest_checkpoint())
+        options = local_options(folder, process.tmp, folder.newest_checkpoint())
+        options |= process.options
         return run(settings, plan, folder.root, options, prepare=early_cluster)
 
 

@@ -33,13 +33,26 @@ def watch() -> None:
     the connection that the worker cannot make.
     """
     if all(thread.name != _THREAD for thread in threading.enumerate()):
-        parent = os.getppid()
-        above = parent, _parent_of(parent)
-        threading.Thread(target=_watch, args=above, name=_THREAD, daemon=True).start()
+        threading.Thread(target=_watch, args=(Lineage(),), name=_THREAD, daemon=True).start()
 
 
-def _watch(parent: int, above: int | None) -> None:
-    while os.getppid() == parent and (above is None or _parent_of(parent) in (above, None)):
+class Lineage:
+    """The process that started this one, and the one that started that."""
+
+    def __init__(self) -> None:
+        """As they are now."""
+        self._parent = os.getppid()
+        self._above = _parent_of(self._parent)
+
+    def has_changed(self) -> bool:
+        """Whether one of the two has gone."""
+        if os.getppid() != self._parent:
+            return True
+        return self._above is not None and _parent_of(self._parent) not in (self._above, None)
+
+
+def _watch(lineage: Lineage) -> None:
+    while not lineage.has_changed():
         time.sleep(_LOOK_EVERY_S)
     # Not sys.exit: that ends a thread, and waits for those that hang.
     os._exit(1)
