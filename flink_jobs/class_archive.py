@@ -76,11 +76,15 @@ class ClassArchive:
         return self.folder is not None and self.recorded is None and bool(self.options)
 
     def without(self) -> ClassArchive:
-        """The same start without the archive, which is made anew from the next run on."""
+        """The same start without the archive, which is given up."""
+        self.give_up()
+        return ClassArchive(self.class_path)
+
+    def give_up(self) -> None:
+        """Java has crashed with it: the next run makes another."""
         if self.folder is not None:
             with suppress(OSError):
-                (self.folder / maker.ARCHIVE).unlink(missing_ok=True)
-        return ClassArchive(self.class_path)
+                (self.folder / maker.STAMP).unlink(missing_ok=True)
 
     def make_later(self, java: Java, jvm_args: Sequence[str]) -> None:
         """Have the archive made of what the run that has ended well had loaded; does not wait."""
@@ -126,7 +130,7 @@ def open_archive(
         class_path = _with_planner(jars, folder)
         with suppress(OSError):  # a folder to read from only is good enough
             os.utime(folder)  # those that were used last are kept
-        if (folder / maker.ARCHIVE).is_file():
+        if maker.is_whole(folder):
             mapped = f"-XX:SharedArchiveFile={folder / maker.ARCHIVE}"
             return ClassArchive(class_path, (mapped, *_IN_PLACE, *_QUIET), folder)
         if _failed_lately(folder):

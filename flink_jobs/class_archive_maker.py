@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Final
 
 ARCHIVE: Final = "classes.jsa"
+#: Its size and time. Java looks at its head only: one that was cut off would crash it.
+STAMP: Final = "classes.stamp"
 CLASS_LIST: Final = "classes.lst"
 PLAN: Final = "plan.json"
 FAILED: Final = "failed"
@@ -36,7 +38,7 @@ def main(folder: Path) -> int:
     with (folder / _LOCK).open("w") as lock:
         if not _locked(lock):
             return 0
-        if not (folder / ARCHIVE).exists():
+        if not is_whole(folder):
             try:
                 made = _make(folder)
             except (OSError, ValueError, subprocess.SubprocessError):
@@ -48,6 +50,19 @@ def main(folder: Path) -> int:
                 (folder / done).unlink(missing_ok=True)
     remove_old(folder)
     return 0
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the archive is there as it was made."""
+    try:
+        return (folder / STAMP).read_text() == _stamp(folder / ARCHIVE)
+    except OSError:
+        return False
+
+
+def _stamp(file: Path) -> str:
+    stat = file.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _locked(lock: IO[str]) -> bool:
@@ -71,7 +86,9 @@ def _make(folder: Path) -> bool:
         listed = f"-XX:SharedClassListFile={folder / CLASS_LIST}"
         _java(*plan["java"], "-Xshare:dump", listed, archive, *class_path)
         _java(*plan["java"], "-Xshare:on", archive, *class_path, "-version")
+        stamp = _stamp(written)
         written.replace(folder / ARCHIVE)
+        (folder / STAMP).write_text(stamp)
     finally:
         written.unlink(missing_ok=True)
     return True

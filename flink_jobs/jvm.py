@@ -25,6 +25,8 @@ from flink_jobs.warm_workers import WarmWorkers
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 _ENDS_WITHIN_S: Final = 20
+#: The signals of a Java that has come upon memory that cannot be.
+_CRASHES: Final = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT)
 #: Another Flink on this machine is not the one that this PyFlink is made for.
 _OTHER_FLINK: Final = ("FLINK_HOME", "FLINK_CONF_DIR", "FLINK_LIB_DIR", "FLINK_OPT_DIR")
 #: Collecting in parallel costs more than it brings on a small machine; with room for classes and
@@ -102,7 +104,10 @@ def flink_process(
                 run.options = workers.start(os.environ)
                 yield run
             finally:
+                crashed = process.poll() in _CRASHES
                 _end(gateway, process, at_once=run.done and archive.recorded is None)
+                if crashed and archive.in_use:
+                    archive.give_up()
         if run.done:
             archive.make_later(java, tuned)
     finally:

@@ -160,6 +160,11 @@ def taken(output: Path) -> list[Taken]:
 
 def descendants(pid: int) -> dict[int, str]:
     """Processes below one: id to command line."""
+    return {p: line for p, (_, line) in _below(pid).items()}
+
+
+def _below(pid: int) -> dict[int, tuple[int, str]]:
+    """Processes below one: id to the parent's id and the command line."""
     parents: dict[int, int] = {}
     lines: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
@@ -175,16 +180,34 @@ def descendants(pid: int) -> dict[int, str]:
     below = {pid}
     while more := {p for p, parent in parents.items() if parent in below} - below:
         below |= more
-    return {p: lines[p] for p in below - {pid} if p in lines}
+    return {p: (parents[p], lines[p]) for p in below - {pid} if p in lines}
 
 
 def python_workers(pid: int) -> list[int]:
-    """The Python workers that Flink has started for a run."""
+    """The Python workers that Flink has started for a run.
+
+    On this machine they are forks of one process (flink_jobs/worker_server.py), on a cluster not.
+    """
+    below = _below(pid)
+    if forks := [
+        p for p, (parent, line) in below.items()
+        if "worker_server" in line and "worker_server" in below.get(parent, (0, ""))[1]
+    ]:  # fmt: skip
+        return forks
+    return [] if _serves(below) else worker_clients(pid)
+
+
+def worker_clients(pid: int) -> list[int]:
+    """What Flink itself has started as Python workers."""
     return [
         p
         for p, line in descendants(pid).items()
         if "beam_boot" in line and "bin/python" in line.split(" ")[0]
     ]
+
+
+def _serves(below: dict[int, tuple[int, str]]) -> bool:
+    return any("worker_server" in line for _, line in below.values())
 
 
 def is_alive(pid: int) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from tests.runs import (
     settings_file,
     started,
     wait_until,
+    worker_clients,
 )
 
 pytestmark = pytest.mark.minicluster
@@ -163,15 +165,21 @@ def test_a_row_of_the_ledger_that_was_lost_before_a_resume_is_found(
     outputs_are_right(tmp_path / "out", expect([tmp_path / "events.jsonl"]))
 
 
+@pytest.mark.parametrize("killed", [python_workers, worker_clients])
 def test_a_killed_python_worker_costs_only_a_moment(
-    tmp_path: Path, source: Path, expected: Expected, slow: Path
+    tmp_path: Path,
+    source: Path,
+    expected: Expected,
+    slow: Path,
+    killed: Callable[[int], list[int]],
 ) -> None:
+    """Killed is the worker itself, or the process that Flink takes for it."""
     output = tmp_path / "out"
     with started("run", "--input", source, "--output", output, "--config", slow) as process:
         wait_until("a checkpoint", lambda: checkpoints(output))
         workers = python_workers(process.pid)
         assert workers, descendants(process.pid)
-        os.kill(workers[0], signal.SIGKILL)
+        os.kill(killed(process.pid)[0], signal.SIGKILL)
         wait_until(
             "a new worker in its place",
             lambda: set(python_workers(process.pid)) - set(workers),
